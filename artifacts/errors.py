@@ -1,0 +1,24 @@
+"""The errors that a person is meant to read: one line, which names what was wrong, where, and what to do."""
+
+
+class MnistError(Exception):
+    """Base of the pipeline's own errors; shown as one line, without a traceback.
+
+    Anything else that is raised is a defect of the pipeline and keeps its traceback.
+    """
+
+
+class DataError(MnistError):
+    """Raised if a data source can't be read, or doesn't hold what it should."""
+
+
+class ValidationError(MnistError):
+    """Raised if the data break an expectation of level error."""
+
+
+class StoreError(MnistError):
+    """Raised if a file of the store is missing or its bytes aren't those that its name promises."""
+
+
+class RegistryError(MnistError):
+    """Raised if the model registry can't be read or written."""

@@ -1,0 +1,268 @@
+"""What the steps hand to one another: small frozen records of digests, files and figures, never arrays."""
+
+from datetime import datetime
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from artifacts.store import StoredFile
+
+N_CLASSES = 10
+
+
+class Record(BaseModel):
+    """Base of the records: immutable, and strict about unknown fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Key(Record):
+    """What decides whether a step's result can be reused; its digest is the cache key.
+
+    Attributes:
+        step: The step's name.
+        inputs: Digest by input; a parameter model counts field by field (``train.epochs``).
+        code: Digest by module that the step depends on, comments and formatting left out.
+        libraries: Version by library.
+    """
+
+    step: str
+    inputs: dict[str, str]
+    code: dict[str, str]
+    libraries: dict[str, str]
+
+    def changes_since(self, other: Self) -> tuple[str, ...]:
+        """Name what differs from another key of the same step, in words, e.g. ``train.epochs: 3 → 1``."""
+        changes = []
+        for kind in ("inputs", "code", "libraries"):
+            now, then = getattr(self, kind), getattr(other, kind)
+            for name in sorted(now.keys() | then.keys()):
+                if now.get(name) == then.get(name):
+                    continue
+                if kind == "code":
+                    changes.append(f"code of {name}")
+                else:
+                    changes.append(f"{name}: {_short(then.get(name))} → {_short(now.get(name))}")
+        return tuple(changes)
+
+
+def _short(value: str | None) -> str:
+    return "none" if value is None else value[:12]
+
+
+class Origin(Record):
+    """Where a step's result was computed.
+
+    Attributes:
+        flow_run_id: The flow run that computed it; none where the task was called outside of one.
+        at: When it was done, in UTC.
+        seconds: How long the step took, wall time.
+        key: What it was computed from.
+    """
+
+    flow_run_id: str | None
+    at: datetime
+    seconds: float
+    key: Key
+
+
+class StepRecord(Record):
+    """Base of what a step returns; `origin` says who computed it and is no part of a later step's key."""
+
+    origin: Origin | None = None
+
+
+class Dataset(StepRecord):
+    """MNIST, or data in its shape, as raw arrays in the store; `artifacts.dataset.load` reads them.
+
+    Attributes:
+        source: What was asked for and found, e.g. ``package`` or ``path``.
+        digest: SHA-256 of the four arrays' digests, which identifies the data whatever source they came from.
+        x_train: Training images as a ``.npy`` file, shape ``(n, height, width)``, uint8 in 0–255 for MNIST.
+        y_train: Training labels as a ``.npy`` file, shape ``(n,)``, uint8 in 0–9 for MNIST.
+        x_test: Test images, like `x_train`.
+        y_test: Test labels, like `y_train`.
+    """
+
+    source: str
+    digest: str
+    x_train: StoredFile
+    y_train: StoredFile
+    x_test: StoredFile
+    y_test: StoredFile
+
+    def identity(self) -> str:
+        """What a later step's key holds: the data, not where they came from."""
+        return self.digest
+
+
+class Outcome(Record):
+    """The outcome of one expectation.
+
+    Attributes:
+        table: The table that was checked, e.g. ``train images``.
+        expectation: GX's name of it, e.g. ``expect_column_max_to_be_between``.
+        column: The column checked; none for an expectation of the whole table.
+        meaning: What is expected, in words.
+        severity: ``error`` stops the run, ``warning`` is reported.
+        success: Whether the data meet it.
+        observed: The observed value, as text.
+        sample_indices: Row indices of a few that break it.
+    """
+
+    table: str
+    expectation: str
+    column: str | None
+    meaning: str
+    severity: Literal["error", "warning"]
+    success: bool
+    observed: str
+    sample_indices: tuple[int, ...] = ()
+
+
+class Validation(StepRecord):
+    """The outcome of the expectation suite, and its full result."""
+
+    success: bool
+    outcomes: tuple[Outcome, ...]
+    result: StoredFile = Field(description="GX's validation results, JSON.")
+    data_docs: StoredFile = Field(description="GX's Data Docs, one HTML page without outside links.")
+
+
+class Model(Record):
+    """A trained model, known by the digest of its weights (a ``.keras`` file holds the date it was saved)."""
+
+    weights_digest: str
+    network: str
+    n_parameters: int
+    keras: StoredFile = Field(description="The model as `model.save(….keras)` writes it.")
+    h5: StoredFile = Field(description="The model in the older HDF5 format, as the seed saved it.")
+
+    def identity(self) -> str:
+        """What a later step's key holds: the weights, not the files' dates."""
+        return self.weights_digest
+
+
+class Epoch(Record):
+    """One line of the training history."""
+
+    epoch: int = Field(description="Counted from 1.")
+    loss: float
+    accuracy: float
+    val_loss: float
+    val_accuracy: float
+    learning_rate: float
+    seconds: float
+
+
+class Training(StepRecord):
+    """What training made: the model, its history, and how long the fit took."""
+
+    model: Model
+    history: tuple[Epoch, ...]
+    n_train: int = Field(description="Images trained on.")
+    n_validation: int = Field(description="Images held out of the training data to validate on.")
+    precision: str = Field(description="Keras's dtype policy of the fit, e.g. mixed_bfloat16.")
+    fit_seconds: float = Field(description="Wall seconds of the fit, with validation and checkpoints.")
+
+    def identity(self) -> dict[str, Any]:
+        """What a later step's key holds: the model and its curves, not how long they took."""
+        return {
+            "model": self.model.identity(),
+            "history": [epoch.model_dump(exclude={"seconds"}) for epoch in self.history],
+        }
+
+
+class ClassMetrics(Record):
+    """Precision, recall and F1 of one class, and its number of test images."""
+
+    label: int
+    precision: float
+    recall: float
+    f1: float
+    support: int
+
+
+class Evaluation(StepRecord):
+    """A model's figures on the test set.
+
+    Attributes:
+        weights_digest: The model evaluated.
+        data_digest: The data whose test set it was evaluated on.
+        loss: Mean cross-entropy (natural logarithm).
+        accuracy: Share of right predictions, in 0–1.
+        n_test: Test images.
+        n_wrong: Test images predicted wrong.
+        expected_calibration_error: See `tasks.evaluate.expected_calibration_error`, in 0–1.
+        confusion_matrix: Counts, a row for each label and a column for each prediction.
+        classes: Figures by class.
+        probabilities: Softmax outputs as a ``.npy`` file, float32 of shape ``(n_test, 10)``.
+    """
+
+    weights_digest: str
+    data_digest: str
+    loss: float
+    accuracy: float
+    n_test: int
+    n_wrong: int
+    expected_calibration_error: float
+    confusion_matrix: tuple[tuple[int, ...], ...]
+    classes: tuple[ClassMetrics, ...]
+    probabilities: StoredFile
+
+
+class Check(Record):
+    """One check of the gate."""
+
+    name: str
+    passed: bool
+    detail: str = Field(description="The figures behind it, in words.")
+
+
+class Verdict(StepRecord):
+    """The gate's word on a model: what to do with it, and each reason."""
+
+    decision: Literal["promote", "hold", "reject"]
+    checks: tuple[Check, ...]
+    champion: str | None = Field(description="Weights digest of the champion compared with, if any.")
+
+
+class Report(StepRecord):
+    """The pictures and tables of a model's evaluation; the page around them is made by publish."""
+
+    learning_curves: StoredFile
+    confusion_matrix: StoredFile
+    wrong_predictions: StoredFile
+    wrong_predictions_csv: StoredFile
+
+
+class Version(Record):
+    """A version in the model registry.
+
+    Attributes:
+        name: The registered model's name.
+        version: The version's number.
+        mlflow_run_id: The MLflow run that holds its parameters, metrics and files.
+        model: The model registered.
+    """
+
+    name: str
+    version: int
+    mlflow_run_id: str
+    model: Model
+
+
+class Registration(StepRecord):
+    """What register did.
+
+    Attributes:
+        version: The version that holds the model.
+        created: Whether this run registered it; false if it was there already.
+        champion: The champion's version after this run, if there is one.
+        previous_champion: The champion's version before this run, if there was one.
+    """
+
+    version: Version
+    created: bool
+    champion: int | None
+    previous_champion: int | None

@@ -1,0 +1,39 @@
+"""Where things are: settings come from the environment (``MNIST_…``) or the checkout's ``.env``.
+
+A setting never changes a result, so it is no part of a cache key. Settings are read when needed, never on import.
+"""
+
+import os
+from pathlib import Path
+
+from pydantic import Field, HttpUrl, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+
+
+class Settings(BaseSettings):
+    """The settings of one process; each field is read from ``MNIST_<FIELD>``."""
+
+    model_config = SettingsConfigDict(env_prefix="MNIST_", env_file=CHECKOUT / ".env", extra="ignore", frozen=True)
+
+    home: Path = Field(default=CHECKOUT / ".mnist", description="The root of everything that runs make.")
+    keras_url: HttpUrl = Field(
+        default=HttpUrl("https://storage.googleapis.com/tensorflow/tf-keras-datasets/mnist.npz"),
+        description="The address of Keras's mnist.npz, for the source `keras`.",
+    )
+    download_timeout_seconds: float = Field(
+        default=60.0, gt=0, description="How long the download may be silent, in seconds."
+    )
+    prefect_port: int = Field(default=4200, ge=1, le=65535, description="Port of `make up`'s Prefect server.")
+
+    @field_validator("home")
+    @classmethod
+    def _absolute(cls, home: Path) -> Path:
+        # A worker runs elsewhere than the shell that set it: a relative path means the checkout's.
+        return CHECKOUT / home.expanduser()
+
+    @property
+    def tracking_uri(self) -> str:
+        """MLflow's address: ``MLFLOW_TRACKING_URI``, else the SQLite database under ``home``."""
+        return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.home}/mlflow/mlflow.db"

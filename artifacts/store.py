@@ -1,0 +1,107 @@
+"""The store: files under their SHA-256, written to a temporary name and renamed, verified when read."""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from artifacts.errors import StoreError
+from artifacts.settings import Settings
+
+
+class StoredFile(BaseModel):
+    """A reference to a file in the store; loading one checks that its bytes are there and unaltered.
+
+    Raises:
+        ValueError: Raised if the file is missing, or its bytes have another digest. A cached result that refers to
+            such a file counts as not cached, so Prefect runs its task again.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    sha256: str = Field(pattern="^[0-9a-f]{64}$", description="SHA-256 of the bytes, in hexadecimal.")
+    suffix: str = Field(pattern=r"^(\.[a-z0-9]+)+$", description="The file's ending, with its dot.")
+    size: int = Field(ge=0, description="Size in bytes.")
+
+    @property
+    def path(self) -> Path:
+        """Where the file lies; read it through `read_bytes` unless something checked it just before."""
+        return Settings().home / "store" / self.sha256[:2] / f"{self.sha256}{self.suffix}"
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        try:
+            if digest_file(self.path) == self.sha256:
+                return self
+        except OSError as error:
+            raise ValueError(f"{self.path} can't be read: {error.strerror}") from error
+        raise ValueError(f"{self.path} was altered: its bytes don't have the digest in its name")
+
+    def read_bytes(self) -> bytes:
+        """Read the file.
+
+        Raises:
+            StoreError: Raised if the file is missing, or its bytes have another digest.
+        """
+        try:
+            content = self.path.read_bytes()
+        except OSError as error:
+            raise StoreError(f"{self.path} can't be read ({error.strerror}); run again with --refresh") from error
+        if hashlib.sha256(content).hexdigest() != self.sha256:
+            raise StoreError(f"{self.path} was altered; delete it and run again to make it anew")
+        return content
+
+    def link_to(self, path: Path) -> None:
+        """Make `path` another name of the same bytes (a hard link, no copy), replacing what is there."""
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        temporary.unlink(missing_ok=True)
+        os.link(self.path, temporary)
+        temporary.replace(path)
+
+
+def digest_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def put(suffix: str, write: Callable[[Path], object]) -> StoredFile:
+    """Store the file that `write` makes.
+
+    Args:
+        suffix: The file's ending, with its dot; libraries choose a format by it.
+        write: Writes the file to the path that it is given, whose name ends in `suffix`.
+
+    Returns:
+        The reference. Equal bytes are stored once.
+    """
+    store = Settings().home / "store"
+    store.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".writing-", dir=store) as folder:
+        temporary = Path(folder) / f"file{suffix}"
+        write(temporary)
+        sha256, size = digest_file(temporary), temporary.stat().st_size
+        # Runs link to these bytes: a file that is edited in place would alter them all.
+        temporary.chmod(0o444)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        path = store / sha256[:2] / f"{sha256}{suffix}"
+        path.parent.mkdir(exist_ok=True)
+        temporary.replace(path)
+    return StoredFile(sha256=sha256, suffix=suffix, size=size)
+
+
+def put_bytes(suffix: str, content: bytes) -> StoredFile:
+    """Store `content`; see `put`."""
+    return put(suffix, lambda path: path.write_bytes(content))
+
+
+def write_atomically(path: Path, content: str) -> None:
+    """Write a text file so that a reader sees the old content or the new, never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(content, encoding="utf-8")
+    temporary.replace(path)

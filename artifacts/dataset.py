@@ -42,5 +42,6 @@ def read_array(file: StoredFile) -> npt.NDArray[Any]:
 
 def scale(images: npt.NDArray[Any]) -> Images:
     """Scale raw images in 0–255, shape ``(n, height, width)``, to float32 in 0–1 with a channel axis."""
-    scaled: Images = np.divide(images, 255, dtype=np.float32)
+    with np.errstate(over="ignore"):  # pixels too large for float32 become infinite, and validate reports them
+        scaled: Images = np.divide(images, 255, dtype=np.float32, casting="same_kind")
     return scaled[..., np.newaxis]

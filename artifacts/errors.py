@@ -1,5 +1,10 @@
 """The errors that a person is meant to read: one line, which names what was wrong, where, and what to do."""
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from artifacts.records import Validation
+
 
 class MnistError(Exception):
     """Base of the pipeline's own errors; shown as one line, without a traceback.
@@ -13,7 +18,13 @@ class DataError(MnistError):
 
 
 class ValidationError(MnistError):
-    """Raised if the data break an expectation of level error."""
+    """Raised if the data break an expectation of level error.
+
+    Attributes:
+        validation: The whole outcome, with its stored result and Data Docs.
+    """
+
+    validation: "Validation"
 
 
 class StoreError(MnistError):

@@ -1,6 +1,8 @@
 """What the steps hand to one another: small frozen records of digests, files and figures, never arrays."""
 
+import re
 from datetime import datetime
+from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -47,7 +49,9 @@ class Key(Record):
 
 
 def _short(value: str | None) -> str:
-    return "none" if value is None else value[:12]
+    if value is None:
+        return "none"
+    return value[:12] if re.fullmatch("[0-9a-f]{64}", value) else value
 
 
 class Origin(Record):
@@ -57,13 +61,15 @@ class Origin(Record):
         flow_run_id: The flow run that computed it; none where the task was called outside of one.
         at: When it was done, in UTC.
         seconds: How long the step took, wall time.
-        key: What it was computed from.
+        revision: The checkout's git revision, ending in ``-dirty`` if files differed from it; none outside of git.
+        key: What it was computed from; none for a step that always runs.
     """
 
     flow_run_id: str | None
     at: datetime
     seconds: float
-    key: Key
+    revision: str | None
+    key: Key | None
 
 
 class StepRecord(Record):
@@ -144,9 +150,19 @@ class Model(Record):
 
 
 class Epoch(Record):
-    """One line of the training history."""
+    """One line of the training history, written when the validation split was looked at.
 
-    epoch: int = Field(description="Counted from 1.")
+    Attributes:
+        epoch: Epochs done, counted in parts of one if validation happens within epochs.
+        loss: Mean cross-entropy with the smoothed labels over the training images since the line before.
+        accuracy: Their share of right predictions, in 0–1, while the weights were changing.
+        val_loss: Mean cross-entropy over the validation split.
+        val_accuracy: Its share of right predictions, in 0–1.
+        learning_rate: Of the last step.
+        seconds: Wall time since the line before.
+    """
+
+    epoch: float
     loss: float
     accuracy: float
     val_loss: float
@@ -266,3 +282,16 @@ class Registration(StepRecord):
     created: bool
     champion: int | None
     previous_champion: int | None
+
+
+class RunSummary(Record):
+    """What to tell the person who started a run."""
+
+    flow_run_id: str
+    folder: Path
+    accuracy: float
+    n_wrong: int
+    n_test: int
+    headline: str
+    version: int
+    steps: tuple[str, ...] = Field(description="A line for each step: computed or reused, and why.")

@@ -1,0 +1,45 @@
+# make train: set up what is missing and run the pipeline.   make help: the other commands.
+PYTHON ?= python3
+BIN := .venv/bin
+ARGS ?=
+
+.PHONY: help train up down test check bench lock clean
+.DEFAULT_GOAL := help
+
+help: ## Say what there is.
+	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' Makefile | expand -t 16
+
+train: .venv/synced ## Run the pipeline once; ARGS="--help" lists every parameter.
+	@$(BIN)/python -m flows $(ARGS)
+
+up: .venv/synced ## Start server, worker, deployments and UI.
+	@$(BIN)/python -m flows.server up
+
+down: .venv/synced ## Stop what `make up` started.
+	@$(BIN)/python -m flows.server down
+
+test: .venv/synced browser ## Run the tests.
+	$(BIN)/python -m pytest $(ARGS)
+
+check: .venv/synced ## Format, lint, types, import directions.
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+lock: .venv/synced ## Resolve the dependencies of pyproject.toml anew into requirements.lock.
+	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --group dev \
+		--python-version 3.11 --custom-compile-command "make lock" --upgrade pyproject.toml -o requirements.lock
+
+# The virtual environment, made when it is missing and mended when the lock is newer.
+.venv/synced: requirements.lock
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@test -x $(BIN)/uv || $(BIN)/pip install --quiet --disable-pip-version-check uv
+	@echo "installing the locked packages into .venv …"
+	@$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes requirements.lock
+	@touch $@
+
+.PHONY: browser
+browser:
+	@command -v chromium >/dev/null || { test "$$(id -u)" = 0 && apt-get update -qq && apt-get install -y -qq chromium >/dev/null; } \
+		|| echo "no chromium: install Debian's package for the browser tests"

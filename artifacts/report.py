@@ -1,0 +1,283 @@
+"""The report of a run: one HTML page, the same in Markdown, and the Markdown of its Prefect artifacts.
+
+A run's text can come from anywhere (a path, a parameter, an observed value), so the templates escape every value that
+they print: Jinja's autoescape for HTML, `escape_markdown` for Markdown.
+"""
+
+import base64
+import csv
+import hashlib
+import json
+import re
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from artifacts.dataset import read_array, scale
+from artifacts.figures import thumbnail
+from artifacts.records import Dataset, Evaluation, Record, Registration, Report, Training, Validation, Verdict
+from artifacts.store import StoredFile
+
+DECISIONS = {"promote": "Promoted", "hold": "Held back", "reject": "Rejected"}
+ARTIFACT_ROWS = 50  # an artifact is stored twice and listed whole; the rest is in the CSV
+
+
+class Step(Record):
+    """What a run did about one step.
+
+    Attributes:
+        name: The step's name.
+        state: Whether the run computed the step's result, or reused it.
+        seconds: Wall seconds that the computation took, in this run or in the one it is reused from.
+        reused_from: The id of the flow run that computed it; none if this run did.
+        changes: Why it was computed: what had changed since the last time, in words.
+    """
+
+    name: str
+    state: Literal["computed", "reused"]
+    seconds: float
+    reused_from: str | None = None
+    changes: tuple[str, ...] = ()
+
+    @property
+    def reason(self) -> str:
+        """Where the result comes from, or why it was computed."""
+        return f"from run {self.reused_from}" if self.reused_from else "; ".join(self.changes)
+
+    @property
+    def line(self) -> str:
+        """The step in one line, for a terminal."""
+        if self.state == "reused":
+            return f"{self.name:<9} reused {self.reason} ({self.seconds:.1f} s then)"
+        return f"{self.name:<9} computed in {self.seconds:.1f} s: {self.reason}"
+
+
+class Confusion(Record):
+    """How often one class was taken for another."""
+
+    label: int
+    prediction: int
+    times: int
+
+
+class WrongPrediction(Record):
+    """A row of the CSV of wrong predictions, without the probabilities of the other classes."""
+
+    index: int
+    label: int
+    prediction: int
+    confidence: float
+
+
+class RunReport(Record):
+    """Everything that the report of a run says.
+
+    Attributes:
+        id: The flow run's id.
+        name: The flow run's name.
+        started: When the run started.
+        parameters: The run's parameters as JSON values, by step.
+        code_digest: SHA-256 of the code that the run's steps depend on.
+        git_revision: The checkout's revision; none outside of git.
+        libraries: Version by library.
+        steps: The steps in the order of the run.
+    """
+
+    id: str
+    name: str
+    started: datetime
+    parameters: dict[str, dict[str, Any]]
+    dataset: Dataset
+    validation: Validation
+    training: Training
+    evaluation: Evaluation
+    verdict: Verdict
+    report: Report
+    registration: Registration
+    code_digest: str
+    git_revision: str | None
+    libraries: dict[str, str]
+    steps: tuple[Step, ...]
+
+    @property
+    def headline(self) -> str:
+        """The verdict and what follows from it, in one sentence."""
+        version, champion = self.registration.version.version, self.registration.champion
+        failed = [check.name for check in self.verdict.checks if not check.passed]
+        sentence = f"{DECISIONS[self.verdict.decision]}: version {version} "
+        if champion == version:
+            sentence += "is the champion"
+            if self.registration.previous_champion not in (None, version):
+                sentence += f", in place of version {self.registration.previous_champion}"
+        elif champion is None:
+            sentence += "is registered, and there is no champion yet"
+        else:
+            sentence += f"is registered, and version {champion} remains the champion"
+        return sentence + (f" (failed: {', '.join(failed)})." if failed else ".")
+
+    @property
+    def key_figures(self) -> dict[str, str]:
+        """The figures to look at first, by name."""
+        evaluation = self.evaluation
+        return {
+            "Test accuracy": f"{evaluation.accuracy:.4f}",
+            "Wrong predictions": f"{evaluation.n_wrong:,} of {evaluation.n_test:,}",
+            "Test loss": f"{evaluation.loss:.4f}",
+            "Calibration error (ECE)": f"{evaluation.expected_calibration_error:.4f}",
+        }
+
+    @property
+    def model_facts(self) -> dict[str, str]:
+        """What the model is and how it was trained, by name."""
+        training = self.training
+        model = training.model
+        return {
+            "Registered as": f"{self.registration.version.name}, version {self.registration.version.version}",
+            "Network": f"{model.network}, {model.n_parameters:,} parameters",
+            "Trained on": f"{training.n_train:,} images; {training.n_validation:,} held out to validate on",
+            "Fit": f"{_plural(len(training.history), 'epoch')} in {training.fit_seconds:.1f} s, {training.precision}",
+            "Input": "28×28 greyscale image in 0–1, light ink on dark, shape (n, 28, 28, 1)",
+            "Output": "probabilities of the digits 0–9, shape (n, 10)",
+        }
+
+    @property
+    def parameters_digest(self) -> str:
+        """SHA-256 of the parameters as JSON with sorted keys."""
+        return hashlib.sha256(json.dumps(self.parameters, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def lineage(self) -> dict[str, str]:
+        """Digests of all that the version was made of, in the order of the making, and the version itself."""
+        return {
+            "data": self.dataset.digest,
+            "code": self.code_digest,
+            "parameters": self.parameters_digest,
+            "model": self.training.model.weights_digest,
+            "version": f"{self.registration.version.version}",
+        }
+
+    @property
+    def confusions(self) -> list[Confusion]:
+        """Which class was taken for which other, the most frequent first."""
+        confusions = [
+            Confusion(label=label, prediction=prediction, times=times)
+            for label, row in enumerate(self.evaluation.confusion_matrix)
+            for prediction, times in enumerate(row)
+            if label != prediction and times > 0
+        ]
+        return sorted(confusions, key=lambda confusion: -confusion.times)
+
+    @property
+    def wrong_predictions(self) -> list[WrongPrediction]:
+        """The wrong predictions, the most confident first."""
+        rows = csv.DictReader(self.report.wrong_predictions_csv.read_bytes().decode().splitlines())
+        return [
+            WrongPrediction.model_validate({name: row[name] for name in WrongPrediction.model_fields}) for row in rows
+        ]
+
+
+def report_html(run: RunReport) -> str:
+    """The whole report as one page that needs nothing else: pictures and styles are inside, there is no script."""
+    wrong = run.wrong_predictions
+    images = scale(read_array(run.dataset.x_test)[[row.index for row in wrong]])
+    return _HTML.get_template("report.html").render(
+        run=run, wrong=list(zip(wrong, map(thumbnail, images), strict=True))
+    )
+
+
+def report_markdown(run: RunReport) -> str:
+    """The whole report as Markdown, for the run's folder: it links to the pictures that lie next to it."""
+    return _markdown("report", run, embed=False)
+
+
+def summary(run: RunReport) -> str:
+    """The artifact `summary`: the verdict, the figures, and which steps were computed or reused, and why."""
+    return _markdown("summary", run)
+
+
+def data_validation(validation: Validation) -> str:
+    """The artifact `data-validation`: each expectation and what was observed; all there is of a run that it stops."""
+    return _MARKDOWN.get_template("data_validation.md").render(validation=validation)
+
+
+def learning_curves(run: RunReport) -> str:
+    """The artifact `learning-curves`: the picture and the history."""
+    return _markdown("learning_curves", run)
+
+
+def confusion_matrix(run: RunReport) -> str:
+    """The artifact `confusion-matrix`: the picture and the figures by class."""
+    return _markdown("confusion_matrix", run)
+
+
+def wrong_predictions(run: RunReport) -> str:
+    """The artifact `wrong-predictions`: the grid, and a table of the most confident ones."""
+    return _markdown("wrong_predictions", run)
+
+
+def model_card(run: RunReport) -> str:
+    """The artifact `model-card`: what the model is, what it is good for, and how to load it."""
+    return _markdown("model_card", run)
+
+
+def lineage(run: RunReport) -> str:
+    """The artifact `lineage`: which data, code and parameters made which model and version."""
+    return _markdown("lineage", run)
+
+
+def escape_markdown(value: object) -> str:
+    """Escape text for a line of Markdown or a table's cell, so that it shows as it is and does nothing else."""
+    text = " ".join(str(value).split())
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    # An underscore inside a word is no emphasis: names stay readable in the plain text.
+    return re.sub(r"[\\`*\[\]|~#$]|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", text)
+
+
+def _markdown(template: str, run: RunReport, *, embed: bool = True) -> str:
+    rows = run.wrong_predictions
+    return _MARKDOWN.get_template(f"{template}.md").render(
+        run=run, embed=embed, wrong=rows[:ARTIFACT_ROWS] if embed else rows
+    )
+
+
+def _data_uri(picture: StoredFile | bytes) -> str:
+    content = picture.read_bytes() if isinstance(picture, StoredFile) else picture
+    return f"data:image/png;base64,{base64.b64encode(content).decode()}"
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def _utc(moment: datetime) -> str:
+    return moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _escape_value(value: Any) -> Any:
+    # Markup is what a macro made: its values are escaped already.
+    return value if isinstance(value, Markup) else Markup(escape_markdown(value))  # noqa: S704
+
+
+def _environment(**options: Any) -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        **options,
+    )
+    environment.filters |= {"data_uri": _data_uri, "plural": _plural, "text": _text, "utc": _utc}
+    return environment
+
+
+_HTML = _environment()
+_MARKDOWN = _environment(finalize=_escape_value)

@@ -1,0 +1,55 @@
+"""The flow `mnist`: from the images to a registered model."""
+
+from prefect import flow
+from prefect.settings import PREFECT_TASKS_REFRESH_CACHE, temporary_settings
+
+from artifacts.errors import ValidationError
+from artifacts.records import RunSummary
+from tasks.evaluate import evaluate_model
+from tasks.gate import GateParameters, judge_model
+from tasks.ingest import IngestParameters, ingest_data
+from tasks.logs import show_errors_in_one_line
+from tasks.publish import publish_failure, publish_run, publish_validation
+from tasks.register import register_model
+from tasks.registry import exclusive, find_champion
+from tasks.report import draw_report
+from tasks.train import TrainParameters, train_model
+from tasks.validate import ValidateParameters, validate_data
+
+
+@flow(name="mnist", result_serializer="json", on_failure=[publish_failure], on_crashed=[publish_failure])
+def mnist(
+    ingest: IngestParameters = IngestParameters(),
+    validation: ValidateParameters = ValidateParameters(),
+    train: TrainParameters = TrainParameters(),
+    gate: GateParameters = GateParameters(),
+    refresh: bool = False,
+) -> RunSummary:
+    """Ingest and validate MNIST, train a network, evaluate it, judge it against the champion, report and register it.
+
+    Args:
+        ingest: Where the data come from.
+        validation: What the data must look like.
+        train: What is trained, and how.
+        gate: What a model must show to become the champion.
+        refresh: Compute every step again, whatever earlier runs left.
+    """
+    show_errors_in_one_line()
+    with temporary_settings({PREFECT_TASKS_REFRESH_CACHE: refresh}):
+        dataset = ingest_data(ingest)
+        try:
+            validated = validate_data(dataset, validation)
+        except ValidationError as error:
+            publish_validation(error.validation)
+            raise
+        training = train_model(dataset, train)
+        evaluation = evaluate_model(training.model, dataset)
+        with exclusive():
+            champion = find_champion()
+            # A model is not compared with itself.
+            rival = champion.model if champion and champion.model.identity() != training.model.identity() else None
+            verdict = judge_model(evaluation, evaluate_model(rival, dataset) if rival else None, gate)
+            report = draw_report(dataset, training, evaluation)
+            registration = register_model(dataset, training, evaluation, verdict)
+        parameters = {"ingest": ingest, "validation": validation, "train": train, "gate": gate}
+        return publish_run(parameters, dataset, validated, training, evaluation, verdict, report, registration)

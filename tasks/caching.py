@@ -1,0 +1,203 @@
+"""When a step's result is reused: the cache policy, the lock by which equal runs compute once, a result's origin."""
+
+import ast
+import functools
+import hashlib
+import importlib.metadata
+import json
+import platform
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Self
+
+import grimp
+from filelock import FileLock, Timeout
+from prefect.cache_policies import CachePolicy
+from prefect.context import TaskRunContext
+from prefect.locking.protocol import LockManager
+from prefect.transactions import IsolationLevel
+from pydantic import BaseModel
+
+from artifacts.records import Key, Origin
+from artifacts.settings import CHECKOUT, Settings
+
+
+class FileLockManager(LockManager):
+    """Locks cache keys with `flock(2)`, which the kernel releases when a process dies, however it dies.
+
+    Prefect's own `FileSystemLockManager` leaves its lock behind after kill -9.
+    """
+
+    def __init__(self) -> None:
+        """Hold nothing."""
+        self._held: dict[str, tuple[str, FileLock]] = {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Itself: Prefect copies a policy with its lock manager, and the copies must share what is held."""
+        return self
+
+    def _lock(self, key: str) -> FileLock:
+        folder = Settings().home / "locks"
+        folder.mkdir(parents=True, exist_ok=True)
+        return FileLock(folder / key, thread_local=False)
+
+    def acquire_lock(
+        self, key: str, holder: str, acquire_timeout: float | None = None, hold_timeout: float | None = None
+    ) -> bool:
+        """Take the lock, waiting at most `acquire_timeout` seconds; held until released or the process ends."""
+        del hold_timeout  # the kernel knows when the holder is gone; nothing has to expire
+        if self.is_lock_holder(key, holder):
+            return True
+        lock = self._lock(key)
+        try:
+            lock.acquire(timeout=-1 if acquire_timeout is None else acquire_timeout)
+        except Timeout:
+            return False
+        self._held[key] = (holder, lock)
+        return True
+
+    async def aacquire_lock(
+        self, key: str, holder: str, acquire_timeout: float | None = None, hold_timeout: float | None = None
+    ) -> bool:
+        """See `acquire_lock`; the steps are synchronous, so this is never waited for."""
+        return self.acquire_lock(key, holder, acquire_timeout, hold_timeout)
+
+    def release_lock(self, key: str, holder: str) -> None:
+        """Release a lock that `holder` holds.
+
+        Raises:
+            ValueError: Raised if `holder` doesn't hold it.
+        """
+        if not self.is_lock_holder(key, holder):
+            raise ValueError(f"{holder} doesn't hold the lock of {key}")
+        self._held.pop(key)[1].release()
+
+    def is_locked(self, key: str) -> bool:
+        """Whether any process holds the lock."""
+        return not self.wait_for_lock(key, timeout=0)
+
+    def is_lock_holder(self, key: str, holder: str) -> bool:
+        """Whether `holder` holds the lock."""
+        return key in self._held and self._held[key][0] == holder
+
+    def wait_for_lock(self, key: str, timeout: float | None = None) -> bool:
+        """Wait until the lock is free; false if it isn't after `timeout` seconds."""
+        try:
+            with self._lock(key).acquire(timeout=-1 if timeout is None else timeout):
+                return True
+        except Timeout:
+            return False
+
+    async def await_for_lock(self, key: str, timeout: float | None = None) -> bool:
+        """See `wait_for_lock`."""
+        return self.wait_for_lock(key, timeout)
+
+
+@dataclass
+class StepCache(CachePolicy):
+    """Reuses a step's result, in any run, as long as nothing that decides it has changed.
+
+    The key holds the inputs' identity, the source of every module of the project that the step's own module imports,
+    directly or not (comments and formatting aside), and the versions of the libraries that can change the result.
+
+    Attributes:
+        libraries: The distributions whose version counts.
+        reads: Names and digests what the step reads besides its inputs (the bytes of a file, say), from its inputs.
+    """
+
+    libraries: tuple[str, ...] = ()
+    reads: Callable[..., dict[str, str]] | None = None
+    isolation_level: IsolationLevel | None = IsolationLevel.SERIALIZABLE
+    lock_manager: LockManager | None = field(default_factory=FileLockManager)
+
+    def key(self, step: str, module: str, inputs: Mapping[str, Any]) -> Key:
+        """What decides the result of `step`, a task defined in `module`, for these inputs."""
+        return Key(
+            step=step,
+            inputs=dict(_digest_inputs(step, inputs)) | (self.reads(**inputs) if self.reads else {}),
+            code=code_of(module),
+            libraries={"python": platform.python_version()}
+            | {name: importlib.metadata.version(name) for name in self.libraries},
+        )
+
+    def compute_key(
+        self, task_ctx: TaskRunContext, inputs: dict[str, Any], flow_parameters: dict[str, Any], **kwargs: Any
+    ) -> str:
+        """The key's digest, under which Prefect stores the result."""
+        del flow_parameters, kwargs
+        key = self.key(task_ctx.task.name, task_ctx.task.fn.__module__, inputs)
+        return _sha256(key.model_dump_json())
+
+
+def origin() -> Origin | None:
+    """Who computes the result of the running task; none where it was called as `task.fn(…)`."""
+    context = TaskRunContext.get()
+    if context is None:
+        return None
+    task, now = context.task, datetime.now(UTC)
+    policy = task.cache_policy
+    return Origin(
+        flow_run_id=str(context.task_run.flow_run_id) if context.task_run.flow_run_id else None,
+        at=now,
+        seconds=(now - context.start_time).total_seconds(),
+        revision=git_revision(),
+        key=policy.key(task.name, task.fn.__module__, context.parameters) if isinstance(policy, StepCache) else None,
+    )
+
+
+@functools.cache
+def git_revision() -> str | None:
+    """The checkout's revision, ending in ``-dirty`` if tracked files differ from it; none outside of git."""
+    git = shutil.which("git")
+    if git is None:
+        return None
+    describe = [git, "-C", str(CHECKOUT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    described = subprocess.run(describe, capture_output=True, text=True, check=False)
+    return described.stdout.strip() or None
+
+
+def code_of(module: str) -> dict[str, str]:
+    """Digest by module of the source that `module` depends on: itself and what it imports of the project."""
+    modules = {module} | _imports().find_upstream_modules(module)
+    return {name: _sha256(ast.dump(ast.parse(_source(name)))) for name in sorted(modules)}
+
+
+@functools.cache
+def _imports() -> grimp.ImportGraph:
+    return grimp.build_graph("tasks", "artifacts", cache_dir=None, exclude_type_checking_imports=True)
+
+
+def _source(module: str) -> str:
+    spec = find_spec(module)
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError(f"{module} has no source file")
+    return Path(spec.origin).read_text(encoding="utf-8")
+
+
+def _digest_inputs(step: str, inputs: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for name, value in inputs.items():
+        if name == "parameters":
+            for parameter, setting in value.model_dump(mode="json").items():
+                yield f"{step}.{parameter}", json.dumps(setting)
+        else:
+            yield name, _sha256(json.dumps(_identity(value), sort_keys=True))
+
+
+def _identity(value: Any) -> Any:
+    """What of a record decides a result computed from it: its own word if it has one, else all but its origin."""
+    if hasattr(value, "identity"):
+        return value.identity()
+    if isinstance(value, BaseModel):
+        return {name: _identity(getattr(value, name)) for name in type(value).model_fields if name != "origin"}
+    if isinstance(value, tuple):
+        return [_identity(item) for item in value]
+    return value
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

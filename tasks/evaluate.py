@@ -1,0 +1,81 @@
+"""Evaluate: a model's figures on the test set, which no other step lets near training."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from prefect import task
+
+from artifacts.dataset import Labels, load_test
+from artifacts.records import N_CLASSES, ClassMetrics, Dataset, Evaluation, Model
+from artifacts.store import put
+from tasks.caching import StepCache, origin
+from tasks.logs import run_logger
+from tasks.networks import import_keras
+
+Probabilities = npt.NDArray[np.float32]
+
+
+@task(name="evaluate", cache_policy=StepCache(libraries=("keras", "numpy", "scikit-learn", "tensorflow")))
+def evaluate_model(model: Model, dataset: Dataset) -> Evaluation:
+    """Predict the test set and measure how well."""
+    keras = import_keras()
+    test = load_test(dataset)
+    network = keras.saving.load_model(model.keras.path, compile=False, safe_mode=True)
+    probabilities: Probabilities = network.predict(test.x, batch_size=1000, verbose=0)
+    evaluation = Evaluation(
+        weights_digest=model.weights_digest,
+        data_digest=dataset.digest,
+        **measure(test.y, probabilities),
+        probabilities=put(".npy", lambda path: np.save(path, probabilities)),
+        origin=origin(),
+    )
+    run_logger().info(
+        f"test accuracy {evaluation.accuracy:.4f}, {evaluation.n_wrong} of {evaluation.n_test:,} wrong, "
+        f"loss {evaluation.loss:.4f}"
+    )
+    return evaluation
+
+
+def measure(y_true: Labels, probabilities: Probabilities) -> dict[str, Any]:
+    """The figures of `Evaluation`, from labels of shape ``(n,)`` and probabilities of shape ``(n, 10)``."""
+    from sklearn import metrics
+
+    labels = list(range(N_CLASSES))
+    y_pred = probabilities.argmax(axis=1)
+    precision, recall, f1, support = metrics.precision_recall_fscore_support(
+        y_true, y_pred, labels=labels, zero_division=0
+    )
+    return {
+        # scikit-learn wants rows that sum to 1 more exactly than float32 does.
+        "loss": metrics.log_loss(y_true, normalize(probabilities), labels=labels),
+        "accuracy": metrics.accuracy_score(y_true, y_pred),
+        "n_test": len(y_true),
+        "n_wrong": int((y_true != y_pred).sum()),
+        "expected_calibration_error": expected_calibration_error(y_true, probabilities),
+        "confusion_matrix": tuple(map(tuple, metrics.confusion_matrix(y_true, y_pred, labels=labels).tolist())),
+        "classes": tuple(
+            ClassMetrics(label=label, precision=p, recall=r, f1=f, support=n)
+            for label, p, r, f, n in zip(labels, precision, recall, f1, support, strict=True)
+        ),
+    }
+
+
+def normalize(probabilities: Probabilities) -> npt.NDArray[np.float64]:
+    """The probabilities in float64, each row divided by its sum."""
+    exact: npt.NDArray[np.float64] = probabilities.astype(np.float64)
+    exact /= exact.sum(axis=1, keepdims=True)
+    return exact
+
+
+def expected_calibration_error(y_true: Labels, probabilities: Probabilities, n_bins: int = 15) -> float:
+    """How far confidence is from accuracy: the mean gap over bins of confidence, weighted by their size, in 0–1.
+
+    Fifteen bins of equal width, as in Guo et al., "On Calibration of Modern Neural Networks", arXiv:1706.04599.
+    """
+    confidence = probabilities.max(axis=1)
+    right = probabilities.argmax(axis=1) == y_true
+    bins = np.minimum((confidence * n_bins).astype(int), n_bins - 1)
+    # Within a bin, size times gap is the absolute sum of (right - confidence).
+    gaps = np.bincount(bins, weights=right - confidence.astype(np.float64), minlength=n_bins)
+    return float(np.abs(gaps).sum() / len(y_true))

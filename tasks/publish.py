@@ -1,0 +1,242 @@
+"""Publish: what a run leaves behind, on its page in the UI and in its folder. Runs always, whatever was reused."""
+
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import prefect.runtime
+from prefect import Flow, State, task
+from prefect.artifacts import create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas import FlowRun
+from pydantic import BaseModel
+
+from artifacts import report
+from artifacts.records import (
+    Dataset,
+    Epoch,
+    Evaluation,
+    Key,
+    Registration,
+    Report,
+    RunSummary,
+    StepRecord,
+    Training,
+    Validation,
+    Verdict,
+)
+from artifacts.report import RunReport, Step
+from artifacts.settings import Settings
+from artifacts.store import write_atomically
+from tasks.caching import git_revision
+from tasks.logs import run_logger
+
+ARTIFACTS: dict[str, Callable[[RunReport], str]] = {
+    "summary": report.summary,
+    "data-validation": lambda run: report.data_validation(run.validation),
+    "learning-curves": report.learning_curves,
+    "confusion-matrix": report.confusion_matrix,
+    "wrong-predictions": report.wrong_predictions,
+    "model-card": report.model_card,
+    "lineage": report.lineage,
+}
+LIBRARIES = ("great-expectations", "keras", "matplotlib", "mlflow", "numpy", "pandas", "prefect", "tensorflow")
+
+
+@task(name="publish", cache_policy=NO_CACHE)
+def publish_run(
+    parameters: dict[str, BaseModel],
+    dataset: Dataset,
+    validation: Validation,
+    training: Training,
+    evaluation: Evaluation,
+    verdict: Verdict,
+    drawn: Report,
+    registration: Registration,
+) -> RunSummary:
+    """Write the run's folder, its manifest last, and create its artifacts.
+
+    Returns:
+        What to tell the person who started the run.
+    """
+    flow_run = prefect.runtime.flow_run
+    folder = run_folder(flow_run.id or "without-a-run")
+    records = {
+        "ingest": dataset,
+        "validate": validation,
+        "train": training,
+        "evaluate": evaluation,
+        "gate": verdict,
+        "report": drawn,
+        "register": registration,
+    }
+    before = last_keys(folder)
+    run = RunReport(
+        id=folder.name,
+        name=flow_run.name or "",
+        started=flow_run.scheduled_start_time or datetime.now(UTC),
+        parameters={step: model.model_dump(mode="json") for step, model in parameters.items()},
+        dataset=dataset,
+        validation=validation,
+        training=training,
+        evaluation=evaluation,
+        verdict=verdict,
+        report=drawn,
+        registration=registration,
+        code_digest=digest_code(records.values()),
+        git_revision=git_revision(),
+        libraries={name: version(name) for name in LIBRARIES},
+        steps=tuple(describe_step(name, record, folder.name, before.get(name)) for name, record in records.items()),
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, file in {
+        "validation.json": validation.result,
+        "data_docs.html": validation.data_docs,
+        "learning_curves.png": drawn.learning_curves,
+        "confusion_matrix.png": drawn.confusion_matrix,
+        "wrong_predictions.png": drawn.wrong_predictions,
+        "wrong_predictions.csv": drawn.wrong_predictions_csv,
+        "model.keras": training.model.keras,
+        "model.h5": training.model.h5,
+    }.items():
+        file.link_to(folder / name)
+    for name, content in {
+        "history.csv": history_csv(training.history),
+        "metrics.json": _json(metrics(training, evaluation)),
+        "report.html": report.report_html(run),
+        "report.md": report.report_markdown(run),
+        "manifest.json": _json(manifest(run, records)),
+    }.items():
+        write_atomically(folder / name, content)
+    for key, render in ARTIFACTS.items():
+        create_markdown_artifact(render(run), key=key, description=key)
+    run_logger().info(f"report: {folder / 'report.html'}")
+    return RunSummary(
+        flow_run_id=folder.name,
+        folder=folder,
+        accuracy=evaluation.accuracy,
+        n_wrong=evaluation.n_wrong,
+        n_test=evaluation.n_test,
+        headline=run.headline,
+        version=registration.version.version,
+        steps=tuple(step.line for step in run.steps),
+    )
+
+
+def publish_validation(validation: Validation) -> None:
+    """Leave what there is to see of a run that the validation stopped: its outcome."""
+    folder = run_folder(prefect.runtime.flow_run.id or "without-a-run")
+    folder.mkdir(parents=True, exist_ok=True)
+    validation.result.link_to(folder / "validation.json")
+    validation.data_docs.link_to(folder / "data_docs.html")
+    create_markdown_artifact(report.data_validation(validation), key="data-validation", description="data-validation")
+
+
+def run_folder(flow_run_id: str) -> Path:
+    """The folder of a run."""
+    return Settings().home / "runs" / flow_run_id
+
+
+def describe_step(name: str, record: StepRecord, flow_run_id: str, before: Key | None) -> Step:
+    """Say whether this run computed a step or reused it, and if computed, what had changed since the last run."""
+    origin = record.origin
+    if origin is None or origin.flow_run_id != flow_run_id:
+        return Step(
+            name=name,
+            state="reused",
+            seconds=origin.seconds if origin else 0.0,
+            reused_from=origin.flow_run_id if origin else None,
+        )
+    if origin.key is None:
+        changes: tuple[str, ...] = ("always runs",)
+    elif before is None:
+        changes = ("no earlier run",)
+    else:
+        changes = origin.key.changes_since(before) or ("asked for anew, or its result was missing from the store",)
+    return Step(name=name, state="computed", seconds=origin.seconds, changes=changes)
+
+
+def last_keys(folder: Path) -> dict[str, Key]:
+    """The keys of the last finished run's steps, by step; none before the first."""
+    manifests = [path for path in folder.parent.glob("*/manifest.json") if path.parent != folder]
+    if not manifests:
+        return {}
+    newest = max(manifests, key=lambda path: path.stat().st_mtime)
+    steps = json.loads(newest.read_text(encoding="utf-8")).get("steps", [])
+    return {step["name"]: Key.model_validate(step["key"]) for step in steps if step["key"]}
+
+
+def digest_code(records: Iterable[StepRecord]) -> str:
+    """One digest of all the code that made these records."""
+    code: dict[str, str] = {}
+    for record in records:
+        if record.origin and record.origin.key:
+            code |= record.origin.key.code
+    return hashlib.sha256(json.dumps(code, sort_keys=True).encode()).hexdigest()
+
+
+def metrics(training: Training, evaluation: Evaluation) -> dict[str, float]:
+    """The figures of `metrics.json`."""
+    return {
+        "test_accuracy": evaluation.accuracy,
+        "test_loss": evaluation.loss,
+        "n_wrong": evaluation.n_wrong,
+        "n_test": evaluation.n_test,
+        "expected_calibration_error": evaluation.expected_calibration_error,
+        "fit_seconds": training.fit_seconds,
+        "epochs": training.history[-1].epoch,
+    }
+
+
+def manifest(run: RunReport, records: dict[str, StepRecord]) -> dict[str, Any]:
+    """The content of `manifest.json`: what made the run's result, and how each step went."""
+    keys = {name: record.origin.key if record.origin else None for name, record in records.items()}
+    return {
+        "flow_run_id": run.id,
+        "flow_run_name": run.name,
+        "state": "completed",
+        "parameters": run.parameters,
+        "data_digest": run.dataset.digest,
+        "code_digest": run.code_digest,
+        "git_revision": run.git_revision,
+        "libraries": run.libraries,
+        "steps": [
+            step.model_dump(mode="json") | {"key": key.model_dump() if (key := keys[step.name]) else None}
+            for step in run.steps
+        ],
+        "weights_digest": run.training.model.weights_digest,
+        "verdict": run.verdict.model_dump(mode="json", exclude={"origin"}),
+        "version": run.registration.version.version,
+        "champion": run.registration.champion,
+    }
+
+
+def history_csv(history: Iterable[Epoch]) -> str:
+    """The training history as CSV, a line an epoch."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(Epoch.model_fields), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(epoch.model_dump() for epoch in history)
+    return text.getvalue()
+
+
+def _json(content: Any) -> str:
+    return json.dumps(content, indent=2) + "\n"
+
+
+def publish_failure(flow: Flow[..., Any], flow_run: FlowRun, state: State) -> None:
+    """Log what failed and where its artifacts lie, and leave a manifest that says so; a hook of the flow."""
+    del flow
+    folder = run_folder(str(flow_run.id))
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(
+        folder / "manifest.json",
+        _json({"flow_run_id": str(flow_run.id), "state": state.type.value.lower(), "reason": state.message}),
+    )
+    run_logger().error(f"{state.name}: {state.message} Its artifacts: {folder}")

@@ -1,0 +1,143 @@
+"""Register: the model into MLflow's registry, as a new version unless it is there, and the verdict carried out."""
+
+import hashlib
+import importlib.metadata
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import prefect.runtime
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from artifacts.dataset import load_test
+from artifacts.records import Dataset, Evaluation, Registration, Training, Verdict, Version
+from artifacts.settings import Settings
+from tasks.caching import origin
+from tasks.logs import run_logger
+from tasks.networks import import_keras
+from tasks.registry import (
+    CHALLENGER,
+    CHAMPION,
+    MODEL_FILES,
+    REGISTERED_MODEL,
+    connect,
+    read_version,
+    version_by_alias,
+    version_by_tags,
+)
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+
+@task(name="register", cache_policy=NO_CACHE, retries=3, retry_delay_seconds=[1, 5, 25], retry_jitter_factor=0.5)
+def register_model(dataset: Dataset, training: Training, evaluation: Evaluation, verdict: Verdict) -> Registration:
+    """Register the model, unless a version with the same weights, data and code exists, and do as the gate said.
+
+    The alias `challenger` goes to a new version; `champion` moves if, and only if, the verdict is to promote.
+    """
+    client = connect()
+    identity = {
+        "weights_digest": training.model.weights_digest,
+        "data_digest": dataset.digest,
+        "code_digest": code_digest(training),
+    }
+    champion = version_by_alias(client, CHAMPION)
+    version = version_by_tags(client, identity)
+    created = version is None
+    if version is None:
+        version = create_version(client, identity, dataset, training, evaluation)
+        client.set_registered_model_alias(REGISTERED_MODEL, CHALLENGER, str(version.version))
+    client.set_model_version_tag(REGISTERED_MODEL, str(version.version), "verdict", verdict.decision)
+    promoted = verdict.decision == "promote" and champion != version
+    if promoted:
+        client.set_registered_model_alias(REGISTERED_MODEL, CHAMPION, str(version.version))
+    run_logger().info(
+        f"version {version.version} of {REGISTERED_MODEL} {'registered' if created else 'was registered already'}"
+        f"{', and is the champion now' if promoted else ''}"
+    )
+    return Registration(
+        version=version,
+        created=created,
+        champion=version.version if promoted else champion.version if champion else None,
+        previous_champion=champion.version if champion else None,
+        origin=origin(),
+    )
+
+
+def code_digest(training: Training) -> str:
+    """One digest of the code that trained the model; of none where the task was called without a run."""
+    code = training.origin.key.code if training.origin and training.origin.key else {}
+    return hashlib.sha256(json.dumps(code, sort_keys=True).encode()).hexdigest()
+
+
+def create_version(
+    client: "MlflowClient", identity: dict[str, str], dataset: Dataset, training: Training, evaluation: Evaluation
+) -> Version:
+    """Log an MLflow run with the model, its parameters, metrics and history, and register it as a new version."""
+    lineage = {
+        **identity,
+        "git_revision": (training.origin and training.origin.revision) or "unknown",
+        "prefect_flow_run_id": prefect.runtime.flow_run.id or "none",
+    }
+    run_id = client.create_run(
+        _experiment(client), tags=lineage, run_name=training.model.weights_digest[:12]
+    ).info.run_id
+    key = training.origin.key if training.origin else None
+    for name, value in (key.inputs if key else {}).items():
+        client.log_param(run_id, name, value)
+    for name in ("loss", "accuracy", "n_wrong", "n_test", "expected_calibration_error"):
+        client.log_metric(run_id, f"test_{name.removeprefix('n_')}", getattr(evaluation, name))
+    client.log_metric(run_id, "fit_seconds", training.fit_seconds)
+    for step, epoch in enumerate(training.history, start=1):
+        for name, value in epoch.model_dump().items():
+            client.log_metric(run_id, name, value, step=step)
+    with tempfile.TemporaryDirectory() as folder:
+        _write_mlflow_model(Path(folder) / "model", dataset, training)
+        shutil.copyfile(training.model.h5.path, Path(folder) / MODEL_FILES["h5"])
+        client.log_artifacts(run_id, folder)
+    client.set_terminated(run_id)
+    if not client.search_registered_models(f"name = '{REGISTERED_MODEL}'"):
+        client.create_registered_model(REGISTERED_MODEL, description="Classifies images of handwritten digits.")
+    return read_version(
+        client,
+        client.create_model_version(
+            REGISTERED_MODEL,
+            source=f"runs:/{run_id}/model",
+            run_id=run_id,
+            tags={**lineage, "model": training.model.model_dump_json()},
+        ),
+    )
+
+
+def _experiment(client: "MlflowClient") -> str:
+    found = client.get_experiment_by_name(REGISTERED_MODEL)
+    if found is not None:
+        return str(found.experiment_id)
+    settings = Settings()
+    # The embedded database would put files below the current folder; a server has a place of its own.
+    embedded = settings.tracking_uri.startswith("sqlite:")
+    location = (settings.home / "mlflow" / "artifacts").as_uri() if embedded else None
+    return client.create_experiment(REGISTERED_MODEL, artifact_location=location)
+
+
+def _write_mlflow_model(folder: Path, dataset: Dataset, training: Training) -> None:
+    keras = import_keras()
+    import mlflow.keras
+    from mlflow.models import infer_signature
+
+    model = keras.saving.load_model(training.model.keras.path, compile=False, safe_mode=True)
+    images = load_test(dataset).x[:2]
+    folder.mkdir()
+    mlflow.keras.save_model(
+        model,
+        str(folder),
+        signature=infer_signature(images, model.predict(images, verbose=0)),
+        input_example=images,
+        pip_requirements=[f"{name}=={importlib.metadata.version(name)}" for name in ("keras", "numpy", "tensorflow")],
+    )
+    # MLflow saved the model once more, with another date: what is registered are the bytes that were evaluated.
+    shutil.copyfile(training.model.keras.path, folder.parent / MODEL_FILES["keras"])

@@ -1,0 +1,267 @@
+"""Train: fit a network to the training split, with a validation split held out of it; the test set is never read."""
+
+import hashlib
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from prefect import task
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from artifacts.dataset import Labels, Split, load_train
+from artifacts.errors import DataError
+from artifacts.records import N_CLASSES, Dataset, Epoch, Model, Training
+from artifacts.store import put
+from tasks.caching import StepCache, origin
+from tasks.logs import run_logger
+from tasks.networks import NETWORKS, import_keras
+
+if TYPE_CHECKING:
+    import keras
+
+
+def _known_network(name: str) -> str:
+    if name not in NETWORKS:
+        raise ValueError(f"no network is called {name!r}; there are {', '.join(NETWORKS)}")
+    return name
+
+
+class TrainParameters(BaseModel):
+    """What is trained, and how. The defaults are the fast recipe that benchmarks/LOG.md tells the story of."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    network: Annotated[str, AfterValidator(_known_network)] = Field(
+        default="baseline",
+        description="The network's name, a function of tasks/networks.py.",
+        json_schema_extra={"enum": list(NETWORKS)},
+    )
+    epochs: int = Field(default=1, ge=1, le=1000, description="Passes over the training images.")
+    batch_size: int = Field(default=128, ge=1, le=10_000, description="Images a step; a rest of an epoch is left out.")
+    learning_rate: float = Field(
+        default=8e-3, gt=0, le=1, description="Adam's learning rate at the peak of the one-cycle schedule."
+    )
+    label_smoothing: float = Field(
+        default=0.02, ge=0, lt=1, description="Share of a label's weight that is spread over all classes."
+    )
+    validations_per_epoch: int = Field(
+        default=4, ge=1, le=100, description="How often in an epoch the validation split is looked at."
+    )
+    precision: Literal["auto", "bfloat16", "float32"] = Field(
+        default="auto", description="Arithmetic of the fit; `auto`: bfloat16 where the processor has it."
+    )
+    validation_share: float = Field(
+        default=1 / 12, gt=0, lt=1, description="Share of the training images held out to validate on."
+    )
+    seed: int = Field(default=0, ge=0, lt=2**32, description="Seed of the weights, the shuffling and the dropout.")
+
+
+def has_bfloat16() -> bool:
+    """Whether the processor computes in bfloat16, by Linux's word; false where there is no such word."""
+    cpuinfo = Path("/proc/cpuinfo")
+    flags = cpuinfo.read_text().split() if cpuinfo.exists() else []
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def dtype_policy(parameters: TrainParameters) -> str:
+    """Keras's name of the fit's arithmetic: ``mixed_bfloat16`` or ``float32``."""
+    if parameters.precision == "auto":
+        return "mixed_bfloat16" if has_bfloat16() else "float32"
+    return "mixed_bfloat16" if parameters.precision == "bfloat16" else "float32"
+
+
+def _arithmetic(dataset: Dataset, parameters: TrainParameters) -> dict[str, str]:
+    del dataset
+    return {"arithmetic": dtype_policy(parameters)}
+
+
+@task(name="train", cache_policy=StepCache(libraries=("keras", "numpy", "tensorflow"), reads=_arithmetic))
+def train_model(dataset: Dataset, parameters: TrainParameters) -> Training:
+    """Fit the network; the same parameters give the same weights digest on the same kind of machine.
+
+    Raises:
+        DataError: Raised if the training images are too few to hold a validation split of all classes out of them.
+    """
+    keras = import_keras()
+    train, validation = hold_out(load_train(dataset), parameters.validation_share)
+    keras.utils.clear_session()  # layers are numbered by process: the second model's would have other names
+    keras.utils.set_random_seed(parameters.seed)
+    precision = dtype_policy(parameters)
+    started = time.perf_counter()
+    fitted = build(parameters.network, precision)
+    history = fit(fitted, train, validation, parameters)
+    fit_seconds = time.perf_counter() - started
+
+    # Whoever loads the model gets plain float32 arithmetic; the weights are float32 in either policy.
+    model = build(parameters.network, "float32")
+    model.set_weights(fitted.get_weights())
+    model.compile(loss="sparse_categorical_crossentropy", metrics=["accuracy"])
+    return Training(
+        model=Model(
+            weights_digest=digest_weights(model),
+            network=parameters.network,
+            n_parameters=model.count_params(),
+            keras=put(".keras", model.save),
+            h5=put(".h5", model.save),
+        ),
+        history=history,
+        n_train=len(train.y),
+        n_validation=len(validation.y),
+        precision=precision,
+        fit_seconds=fit_seconds,
+        origin=origin(),
+    )
+
+
+def hold_out(split: Split, share: float) -> tuple[Split, Split]:
+    """Split off a share of the images, the same in each class and in every run, to validate on.
+
+    Returns:
+        What remains to train on, and the validation split.
+
+    Raises:
+        DataError: Raised if there are too few images to hold some of each class out.
+    """
+    from sklearn.model_selection import train_test_split
+
+    try:
+        train, validation = train_test_split(
+            np.arange(len(split.y)), test_size=share, stratify=split.y, random_state=0, shuffle=True
+        )
+    except ValueError as error:
+        raise DataError(
+            f"no {share:.0%} of the {len(split.y)} training images can be held out to validate on: {error}; "
+            "give more images, or another --train.validation_share"
+        ) from error
+    return Split(split.x[train], split.y[train]), Split(split.x[validation], split.y[validation])
+
+
+def build(network: str, policy: str) -> "keras.Model":
+    """Build a network whose layers compute by a dtype policy; its weights are float32 in any case."""
+    import keras
+
+    default = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)
+    try:
+        return NETWORKS[network]()
+    finally:
+        keras.config.set_dtype_policy(default)
+
+
+def fit(model: "keras.Model", train: Split, validation: Split, parameters: TrainParameters) -> tuple[Epoch, ...]:
+    """Fit the model in place.
+
+    Returns:
+        The history, a record each time that the validation split was looked at.
+    """
+    import keras
+
+    steps_per_epoch = max(1, len(train.y) // parameters.batch_size)
+    parts = min(parameters.validations_per_epoch, steps_per_epoch)
+    steps_per_part = steps_per_epoch // parts
+    n_parts = parts * parameters.epochs
+    log = run_logger()
+    history: list[Epoch] = []
+
+    class OneCycle(keras.optimizers.schedules.LearningRateSchedule):  # type: ignore[misc]
+        def __call__(self, step: Any) -> Any:
+            return parameters.learning_rate * one_cycle(step, n_parts * steps_per_part)
+
+    class History(keras.callbacks.Callback):  # type: ignore[misc]
+        def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
+            del logs
+            self.started = time.perf_counter()
+
+        def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
+            now = time.perf_counter()
+            record = Epoch(
+                epoch=(epoch + 1) / parts,
+                loss=logs["loss"],
+                accuracy=logs["categorical_accuracy"],
+                val_loss=logs["val_loss"],
+                val_accuracy=logs["val_categorical_accuracy"],
+                learning_rate=float(self.model.optimizer.learning_rate),
+                seconds=now - self.started,
+            )
+            self.started = now
+            history.append(record)
+            left = (n_parts - len(history)) * sum(past.seconds for past in history) / len(history)
+            log.info(
+                f"epoch {record.epoch:.2f} of {parameters.epochs}: loss {record.loss:.4f}, "
+                f"accuracy {record.accuracy:.4f}, val_loss {record.val_loss:.4f}, "
+                f"val_accuracy {record.val_accuracy:.4f}; about {left:.0f} s left"
+            )
+
+    model.compile(
+        keras.optimizers.Adam(OneCycle(), beta_1=0.8, beta_2=0.95),
+        loss=keras.losses.CategoricalCrossentropy(),
+        metrics=[keras.metrics.CategoricalAccuracy()],
+    )
+    log.info(
+        f"training {parameters.network}, {model.count_params():,} parameters, on {len(train.y):,} images "
+        f"for {parameters.epochs} {'epoch' if parameters.epochs == 1 else 'epochs'} in {model.dtype_policy.name}"
+    )
+    # Keras calls an epoch what ends with a validation: here that is a part of one.
+    model.fit(
+        batches(train, parameters),
+        epochs=n_parts,
+        steps_per_epoch=steps_per_part,
+        validation_data=(validation.x, one_hot(validation.y)),
+        validation_batch_size=500,
+        callbacks=[History()],
+        verbose=0,
+    )
+    return tuple(history)
+
+
+def batches(train: Split, parameters: TrainParameters) -> Any:
+    """All batches of a training in their order, which is a function of the seed and the epoch alone.
+
+    Returns:
+        A `tf.data.Dataset` of images, float32 of shape ``(batch_size, height, width, 1)``, and smoothed labels,
+        float32 of shape ``(batch_size, 10)``. The images lie in memory once, and the batches gather them.
+    """
+    import tensorflow as tf
+
+    smoothing = parameters.label_smoothing
+    labels = one_hot(train.y) * (1 - smoothing) + smoothing / N_CLASSES
+    batch_size = min(parameters.batch_size, len(train.y))
+    used = len(train.y) // batch_size * batch_size
+    order = np.concatenate(
+        [
+            np.random.default_rng([parameters.seed, epoch]).permutation(len(train.y))[:used]
+            for epoch in range(parameters.epochs)
+        ]
+    )
+    x, y = tf.constant(train.x), tf.constant(labels)
+    indices = tf.data.Dataset.from_tensor_slices(order.reshape(-1, batch_size).astype(np.int32))
+    return indices.map(lambda batch: (tf.gather(x, batch), tf.gather(y, batch))).prefetch(2)
+
+
+def one_hot(labels: Labels) -> npt.NDArray[np.float32]:
+    """Labels of shape ``(n,)`` as float32 of shape ``(n, 10)``: 1 at the label, else 0."""
+    return np.eye(N_CLASSES, dtype=np.float32)[labels]
+
+
+def one_cycle(step: Any, n_steps: int) -> Any:
+    """The learning rate at a step, as a share of its peak.
+
+    It rises from a tenth to the peak in the first fifth of the steps, and falls to a hundredth at the end, after Smith
+    and Topin, "Super-Convergence", arXiv:1708.07120.
+    """
+    import keras
+
+    position = keras.ops.cast(step, "float32") / max(n_steps - 1, 1)
+    return keras.ops.minimum(0.1 + 0.9 * position / 0.2, 1 - 0.99 * (position - 0.2) / 0.8)
+
+
+def digest_weights(model: "keras.Model") -> str:
+    """SHA-256 over the type, shape and bytes of each weight, in the model's order; this identifies a model."""
+    digest = hashlib.sha256()
+    for weight in model.get_weights():
+        array: npt.NDArray[Any] = np.ascontiguousarray(weight)
+        digest.update(f"{array.dtype} {array.shape}\n".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()

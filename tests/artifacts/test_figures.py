@@ -1,0 +1,192 @@
+"""Pictures are small, sharp, repeatable, and show what they should; checked on hand-made numbers."""
+
+import csv
+import io
+import subprocess
+import sys
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from artifacts import figures
+from artifacts.records import Epoch
+
+DISTINCT = np.random.default_rng(0).random((40, 28, 28, 1), dtype=np.float32)
+
+
+def history(n):
+    return [
+        Epoch(
+            epoch=epoch,
+            loss=0.5 / epoch,
+            accuracy=1 - 0.1 / epoch,
+            val_loss=0.3 / epoch,
+            val_accuracy=1 - 0.05 / epoch,
+            learning_rate=1e-3,
+            seconds=10.0,
+        )
+        for epoch in range(1, n + 1)
+    ]
+
+
+def predictions(n_wrong):
+    """Labels, predictions and confidence of 40 images, the first `n_wrong` wrong, the later the more confident."""
+    labels = np.arange(40) % 10
+    predicted = labels.copy()
+    predicted[:n_wrong] = (predicted[:n_wrong] + 1) % 10
+    return labels, predicted, np.linspace(0.5, 0.9, 40)
+
+
+def open_png(content):
+    assert content.startswith(b"\x89PNG\r\n\x1a\n")
+    image = Image.open(io.BytesIO(content))
+    image.load()
+    assert image.info.keys() <= {"transparency"}, "no date and no software's name: equal pictures have equal bytes"
+    return image
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """Make the functions return the Matplotlib figure itself, whose texts and lines can be read."""
+    monkeypatch.setattr(figures, "_png", lambda figure: figure)
+
+
+def titles(figure: Figure):
+    return [axes.get_title(loc) for axes in figure.axes for loc in ("left", "center") if axes.get_title(loc)]
+
+
+@pytest.mark.parametrize("n_epochs", [1, 2, 30])
+def test_learning_curves_are_a_small_sharp_picture(n_epochs):
+    content = figures.learning_curves(history(n_epochs))
+    assert open_png(content).size == (1520, 608)
+    assert len(content) < 40_000
+
+
+@pytest.mark.parametrize("n_epochs", [1, 2, 30])
+@pytest.mark.usefixtures("drawn")
+def test_learning_curves_show_the_four_curves_in_one_figure(n_epochs):
+    figure = figures.learning_curves(history(n_epochs))
+    lines = {line.get_label().split()[0]: line for axes in figure.axes for line in axes.get_lines()}
+    assert lines.keys() == {"loss", "val_loss", "accuracy", "val_accuracy"}
+    assert list(lines["val_loss"].get_ydata()) == [0.3 / epoch for epoch in range(1, n_epochs + 1)]
+    assert len({line.get_color() for line in figure.axes[0].get_lines()}) == 2
+    for axes in figure.axes:
+        assert axes.get_legend()
+        assert all(line.get_marker() for line in axes.get_lines()), "one epoch makes no line"
+        ticks = [tick for tick in axes.get_xticks() if axes.get_xlim()[0] <= tick <= axes.get_xlim()[1]]
+        assert ticks
+        assert all(tick == int(tick) for tick in ticks)
+
+
+def test_pictures_are_the_same_whatever_the_users_matplotlib_settings():
+    def draw():
+        return (
+            figures.learning_curves(history(3)),
+            figures.confusion_matrix([[5, 2], [1, 7]]),
+            figures.wrong_predictions(DISTINCT, *predictions(3)),
+        )
+
+    expected = draw()
+    with mpl.rc_context({"axes.facecolor": "red", "font.size": 30, "savefig.dpi": 30}):
+        assert draw() == expected
+        assert mpl.rcParams["font.size"] == 30
+    assert figures.learning_curves(history(4)) != expected[0]
+
+
+def orange(content):
+    """How many pixels have the colour of an error."""
+    red, _, blue = np.moveaxis(np.asarray(open_png(content).convert("RGB"), dtype=int), -1, 0)
+    return int((red - blue > 100).sum())
+
+
+def test_confusion_matrix_colours_the_errors_and_not_the_diagonal():
+    right = np.eye(10, dtype=int) * 1000
+    one_error = right.copy()
+    one_error[4, 9] = 7
+    content = figures.confusion_matrix(one_error.tolist())
+    assert open_png(content).size == (1056, 1072)
+    assert len(content) < 40_000
+    assert orange(figures.confusion_matrix(right.tolist())) == 0
+    assert orange(content) > 4000, "the error has its full colour next to a thousand right ones"
+
+
+@pytest.mark.usefixtures("drawn")
+def test_confusion_matrix_prints_counts_of_label_by_prediction_and_no_zeros():
+    axes = figures.confusion_matrix([[50, 2], [0, 70]]).axes[0]
+    assert {text.get_position(): text.get_text() for text in axes.texts} == {(0, 0): "50", (1, 0): "2", (1, 1): "70"}
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("prediction", "label")
+    assert titles(axes.figure) == ["2 of 122 predicted wrong: the coloured cells"]
+
+
+@pytest.mark.parametrize(("n_wrong", "rows"), [(0, 0), (1, 1), (4, 1), (5, 2), (16, 4), (40, 4)])
+def test_wrong_predictions_are_a_small_picture_of_up_to_four_rows(n_wrong, rows):
+    content = figures.wrong_predictions(DISTINCT, *predictions(n_wrong))
+    assert open_png(content).size == (1216, 96 + 360 * rows)
+    assert len(content) < 60_000
+
+
+@pytest.mark.parametrize(
+    ("n_wrong", "title"),
+    [
+        (0, "No wrong predictions"),
+        (1, "The only wrong prediction"),
+        (5, "All 5 wrong predictions, the most confident first"),
+        (40, "The 16 most confident of 40 wrong predictions"),
+    ],
+)
+@pytest.mark.usefixtures("drawn")
+def test_wrong_predictions_say_how_many_there_are(n_wrong, title):
+    assert figures.wrong_predictions(DISTINCT, *predictions(n_wrong)).get_suptitle() == title
+
+
+@pytest.mark.usefixtures("drawn")
+def test_wrong_predictions_show_the_most_confident_first():
+    labels, predicted, confidence = predictions(20)
+    figure = figures.wrong_predictions(DISTINCT, labels, predicted, confidence)
+    shown = range(19, 3, -1)
+    assert titles(figure) == [f"Label {i % 10}, Predict {(i + 1) % 10}" for i in shown]
+    for axes, index in zip(figure.axes, shown, strict=True):
+        np.testing.assert_array_equal(np.squeeze(axes.images[0].get_array()), DISTINCT[index, ..., 0])
+        assert not axes.axison
+
+
+def test_equally_confident_ones_come_in_the_order_of_the_images():
+    labels, predicted = np.zeros(6, int), np.array([1, 0, 1, 1, 0, 1])
+    confidence = np.array([0.6, 0.9, 0.8, 0.6, 0.9, 0.8])
+    assert figures.most_confident_wrong(labels, predicted, confidence).tolist() == [2, 5, 0, 3]
+
+
+def test_thumbnail_is_dark_ink_on_white_pixel_by_pixel():
+    image = np.zeros((28, 28, 1), np.float32)
+    image[3, 5], image[4, 5] = 1, 51 / 255
+    pixels = np.asarray(open_png(figures.thumbnail(image)))
+    assert pixels.shape == (28, 28)
+    assert (pixels[0, 0], pixels[3, 5], pixels[4, 5]) == (255, 0, 204)
+
+
+def test_csv_lists_every_wrong_prediction_with_its_probabilities():
+    labels = np.array([3, 1, 4], np.uint8)
+    probabilities = np.full((3, 10), 0.01, np.float32)
+    probabilities[[0, 1, 2], [5, 1, 9]] = 0.91, 0.91, 0.999
+    rows = list(csv.DictReader(figures.wrong_predictions_csv(labels, probabilities).decode().splitlines()))
+    assert [(row["index"], row["label"], row["prediction"], row["confidence"]) for row in rows] == [
+        ("2", "4", "9", "0.999"),
+        ("0", "3", "5", "0.91"),
+    ]
+    assert [rows[1][f"p{digit}"] for digit in range(10)] == ["0.01"] * 5 + ["0.91"] + ["0.01"] * 4
+
+
+def test_csv_of_no_wrong_prediction_has_its_header():
+    content = figures.wrong_predictions_csv(np.array([1]), np.eye(10, dtype=np.float32)[[1]])
+    assert content == b"index,label,prediction,confidence,p0,p1,p2,p3,p4,p5,p6,p7,p8,p9\n"
+
+
+def test_drawing_needs_no_pyplot():
+    code = (
+        "import sys; from artifacts import figures; figures.confusion_matrix([[1, 2], [3, 4]]); "
+        "sys.exit('matplotlib.pyplot' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,160 @@
+"""What the tests share: a place of their own, a tiny sample of the real MNIST, a Prefect server."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+# Before Prefect is imported: nothing of the user's is read or written, nobody is called.
+HOME = Path(tempfile.mkdtemp(prefix="mnist-tests-"))
+for name in [name for name in os.environ if name.startswith(("PREFECT_", "MNIST_", "MLFLOW_"))]:
+    del os.environ[name]
+os.environ |= {
+    "MNIST_HOME": str(HOME / "home"),
+    "PREFECT_HOME": str(HOME / "prefect"),
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "DO_NOT_TRACK": "1",
+    "GX_ANALYTICS_ENABLED": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}
+
+import http.server  # noqa: E402
+import shutil  # noqa: E402
+import threading  # noqa: E402
+import time  # noqa: E402
+
+import numpy as np  # noqa: E402
+import numpy.typing as npt  # noqa: E402
+import pytest  # noqa: E402
+
+from artifacts.records import Dataset, Evaluation, Training  # noqa: E402
+from tasks.evaluate import evaluate_model  # noqa: E402
+from tasks.ingest import IngestParameters, ingest_data, package_file, read_package  # noqa: E402
+from tasks.train import TrainParameters, train_model  # noqa: E402
+from tasks.validate import ValidateParameters  # noqa: E402
+
+# Bounds wide enough for the sample; all else as strict as for MNIST.
+TINY = ValidateParameters(
+    n_train=200,
+    n_test=100,
+    pixel_mean_min=0.11,
+    pixel_mean_max=0.15,
+    blank_border_min=0.95,
+    class_share_min=0.02,
+    class_share_max=0.25,
+    agreement_min=0.6,
+)
+# A training of the sample that takes a second.
+FAST = TrainParameters(epochs=1, precision="float32", validation_share=0.1)
+
+
+def pytest_sessionfinish() -> None:
+    """Leave nothing behind."""
+    shutil.rmtree(HOME, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def mnist() -> dict[str, npt.NDArray[Any]]:
+    """The first 200 training and 100 test images of MNIST, and their labels."""
+    arrays = read_package(package_file())
+    return {name: array[:200] if name.endswith("train") else array[:100] for name, array in arrays.items()}
+
+
+@pytest.fixture
+def arrays(mnist: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+    """The sample, to spoil."""
+    return {name: array.copy() for name, array in mnist.items()}
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty MNIST_HOME."""
+    monkeypatch.setenv("MNIST_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+@pytest.fixture(scope="session")
+def sample_npz(tmp_path_factory: pytest.TempPathFactory, mnist: dict[str, npt.NDArray[Any]]) -> Path:
+    """The sample as a Keras-style .npz."""
+    file = tmp_path_factory.mktemp("sample") / "sample.npz"
+    np.savez(file, **mnist)
+    return file
+
+
+@pytest.fixture(scope="session")
+def dataset(sample_npz: Path) -> Dataset:
+    """The sample, ingested into the session's store."""
+    return ingest_data.fn(IngestParameters(source="path", path=sample_npz))
+
+
+@pytest.fixture(scope="session")
+def training(dataset: Dataset) -> Training:
+    """A model trained on the sample."""
+    return train_model.fn(dataset, FAST)
+
+
+@pytest.fixture(scope="session")
+def evaluation(dataset: Dataset, training: Training) -> Evaluation:
+    """Its evaluation."""
+    return evaluate_model.fn(training.model, dataset)
+
+
+@pytest.fixture(scope="session")
+def prefect_server() -> Iterator[None]:
+    """A real Prefect server with an empty database."""
+    from prefect.testing.utilities import prefect_test_harness
+
+    with prefect_test_harness(server_startup_timeout=120):
+        yield
+
+
+class DownloadServer(http.server.ThreadingHTTPServer):
+    """A real server on loopback that answers the first `failures` requests with 503, then with `content`.
+
+    If it claims more bytes than it has, it falls silent after those.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, content: bytes, failures: int = 0, claims: int | None = None):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.content, self.failures, self.claims = content, failures, claims or len(content)
+        self.requests = 0
+        self.url = f"http://127.0.0.1:{self.server_port}/mnist.npz"
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    server: DownloadServer
+
+    def do_GET(self) -> None:
+        self.server.requests += 1
+        if self.server.requests <= self.server.failures:
+            self.send_error(503)
+            return
+        self.send_response(200)
+        self.send_header("Content-Length", str(self.server.claims))
+        self.end_headers()
+        self.wfile.write(self.server.content)
+        if self.server.claims > len(self.server.content):
+            time.sleep(2)
+
+    def log_message(self, *args: Any) -> None:
+        """Keep quiet."""
+
+
+@pytest.fixture
+def serve() -> Iterator[Any]:
+    """Start a `DownloadServer`; see there for the arguments."""
+    servers = []
+
+    def start(*args: Any, **kwargs: Any) -> DownloadServer:
+        server = DownloadServer(*args, **kwargs)
+        servers.append(server)
+        threading.Thread(target=server.serve_forever).start()
+        return server
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()

@@ -1,0 +1,101 @@
+"""A copy of the checkout with `make up` in it: a real server and worker, as a user has them."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).parents[2]
+
+
+@dataclass
+class Deployed:
+    """A copy of the checkout, its MNIST_HOME, and the environment of a user's shell in it: nothing is exported."""
+
+    checkout: Path
+    home: Path
+    environment: Mapping[str, str]
+
+    def run(self, *command: str, check: bool = True, **extra: str) -> subprocess.CompletedProcess[str]:
+        """Run a command in the checkout, as after `. .venv/bin/activate`."""
+        result = subprocess.run(
+            command,
+            cwd=self.checkout,
+            env={**self.environment, **extra},
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+        if check and result.returncode:
+            pytest.fail(f"{command} ended with {result.returncode}:\n{result.stdout}\n{result.stderr}")
+        return result
+
+    def python(self, code: str) -> str:
+        """Run Python code in the checkout; it finds the server as any client does, and prints an answer."""
+        return self.run(sys.executable, "-c", code).stdout
+
+    def processes(self) -> list[str]:
+        """The command lines of all processes that belong to this copy."""
+        found = []
+        for folder in Path("/proc").iterdir():
+            try:
+                environment = (folder / "environ").read_bytes()
+                command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
+            except (NotADirectoryError, FileNotFoundError, PermissionError, ProcessLookupError):
+                continue
+            if f"MNIST_HOME={self.home}\0".encode() in environment and command:
+                found.append(command)
+        return found
+
+
+def copy_checkout(folder: Path) -> Path:
+    """Copy what git has or would add."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=CHECKOUT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    for name in listed.stdout.splitlines():
+        if (CHECKOUT / name).exists():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(CHECKOUT / name, folder / name)
+    return folder
+
+
+def free_port() -> int:
+    """A port that nobody uses at the moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Deployed:
+    """A copy of the checkout in which nothing runs."""
+    folder = tmp_path_factory.mktemp("deployed")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "MNIST_"))}
+    environment |= {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "MNIST_HOME": str(folder / "home"),
+        "MNIST_PREFECT_PORT": str(free_port()),
+    }
+    return Deployed(copy_checkout(folder / "checkout"), folder / "home", environment)
+
+
+@pytest.fixture(scope="session")
+def deployed(checkout: Deployed) -> Iterator[Deployed]:
+    """The copy after `make up`; `make down` ends it."""
+    checkout.run(sys.executable, "-m", "flows.server", "up")
+    # From here on a shell needs no variable: `.env` has them.
+    user = {name: value for name, value in checkout.environment.items() if not name.startswith("MNIST_")}
+    yield Deployed(checkout.checkout, checkout.home, user)
+    checkout.run(sys.executable, "-m", "flows.server", "down")
+    assert checkout.processes() == []

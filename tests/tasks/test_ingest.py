@@ -1,0 +1,146 @@
+"""Ingest reads each source and refuses what isn't what it should be."""
+
+import gzip
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from artifacts.dataset import load_train, read_array
+from artifacts.errors import DataError
+from tasks import ingest
+from tasks.ingest import DownloadError, IngestParameters, digest_source, ingest_data
+
+
+def from_path(path):
+    return ingest_data.fn(IngestParameters(source="path", path=path))
+
+
+def write_idx(folder, arrays, *, zipped=False):
+    folder.mkdir()
+    for name, file in ingest.IDX_FILES.items():
+        array = arrays[name]
+        header = bytes([0, 0, 8, array.ndim]) + b"".join(n.to_bytes(4, "big") for n in array.shape)
+        content = header + array.tobytes()
+        if zipped:
+            (folder / f"{file}.gz").write_bytes(gzip.compress(content))
+        else:
+            (folder / file).write_bytes(content)
+    return folder
+
+
+def test_the_package_holds_the_real_mnist(home):
+    dataset = ingest_data.fn(IngestParameters())
+    assert dataset.source == "package"
+    train = load_train(dataset)
+    assert train.x.shape == (60_000, 28, 28, 1)
+    assert train.x.dtype == np.float32
+    assert (train.x.min(), train.x.max()) == (0, 1)
+    assert train.y[:5].tolist() == [5, 0, 4, 1, 9]
+    assert read_array(dataset.y_test)[:10].tolist() == [7, 2, 1, 0, 4, 1, 4, 9, 5, 9]
+
+
+def test_npz_idx_and_gzipped_idx_are_the_same_data(home, tmp_path, sample_npz, mnist):
+    datasets = [
+        from_path(sample_npz),
+        from_path(write_idx(tmp_path / "idx", mnist)),
+        from_path(write_idx(tmp_path / "gz", mnist, zipped=True)),
+    ]
+    assert len({dataset.digest for dataset in datasets}) == 1
+    assert read_array(datasets[2].x_test).tolist() == mnist["x_test"].tolist()
+
+
+def test_a_named_source_must_be_mnist(home, sample_npz, monkeypatch):
+    monkeypatch.setattr(ingest, "package_file", lambda: sample_npz)
+    monkeypatch.setattr(ingest, "read_package", ingest.read_npz)
+    with pytest.raises(DataError, match="x_train of the source `package` isn't MNIST's"):
+        ingest_data.fn(IngestParameters(source="package"))
+
+
+def test_replaced_bytes_change_the_digest_of_the_source(tmp_path, arrays):
+    file = tmp_path / "data.npz"
+    parameters = IngestParameters(source="path", path=file)
+    np.savez(file, **arrays)
+    before = digest_source(parameters)
+    assert digest_source(parameters) == before
+    arrays["y_train"][0] = 9
+    np.savez(file, **arrays)
+    assert digest_source(parameters) != before
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda file: file.unlink(), "can't be read: No such file"),
+        (lambda file: file.write_bytes(b""), "damaged or of another kind"),
+        (lambda file: file.write_bytes(file.read_bytes()[:5000]), "damaged or of another kind"),
+        (lambda file: file.write_bytes(b"x" * 5000), "damaged or of another kind"),
+        (lambda file: np.savez(file, x_train=np.zeros(3)), "lacks the arrays x_test, y_test, y_train"),
+    ],
+)
+def test_a_damaged_npz_is_named_in_one_line(home, tmp_path, arrays, spoil, message):
+    file = tmp_path / "data.npz"
+    np.savez(file, **arrays)
+    spoil(file)
+    with pytest.raises(DataError, match=message) as caught:
+        from_path(file)
+    assert str(file) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "message"),
+    [
+        ("x_train", np.zeros((200, 784), np.uint8), r"x_train .* has the shape \(200, 784\)"),
+        ("y_test", np.zeros((100, 1), np.uint8), r"y_test .* has the shape \(100, 1\)"),
+        ("y_test", np.array(["7"] * 100), "y_test .* has the dtype <U1"),
+        ("y_test", np.array([7, {}] * 50, dtype=object), "damaged or of another kind: Object arrays"),
+    ],
+)
+def test_arrays_of_another_shape_or_type_are_refused(home, tmp_path, arrays, name, array, message):
+    np.savez(tmp_path / "data.npz", **(arrays | {name: array}))
+    with pytest.raises(DataError, match=message):
+        from_path(tmp_path / "data.npz")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda file: file.unlink(), "lacks train-images-idx3-ubyte"),
+        (lambda file: file.write_bytes(file.read_bytes()[:-1]), "claims 156,800 bytes .* and holds 156,799"),
+        (lambda file: file.write_bytes(file.read_bytes() + b"0"), "claims 156,800 bytes .* and holds more"),
+        (lambda file: file.write_bytes(b"\0\0\x09\x03" + file.read_bytes()[4:]), "isn't an IDX file .* 00000903"),
+        (lambda file: file.write_bytes(b"\0\0\x08\x03" + b"\xff" * 12), "claims .* at most"),
+    ],
+)
+def test_a_damaged_idx_file_is_named(home, tmp_path, mnist, spoil, message):
+    folder = write_idx(tmp_path / "idx", mnist)
+    spoil(folder / "train-images-idx3-ubyte")
+    with pytest.raises(DataError, match=message):
+        from_path(folder)
+
+
+def test_a_path_goes_with_its_source():
+    with pytest.raises(ValidationError, match="`path` names"):
+        IngestParameters(source="path")
+    with pytest.raises(ValidationError, match="`path` names"):
+        IngestParameters(source="package", path="x.npz")
+
+
+def test_a_server_that_is_not_there_is_named(home, monkeypatch):
+    monkeypatch.setenv("MNIST_KERAS_URL", "http://127.0.0.1:9/mnist.npz")
+    with pytest.raises(DownloadError, match=r"127\.0\.0\.1:9/mnist\.npz can't be downloaded .* MNIST_KERAS_URL"):
+        ingest_data.fn(IngestParameters(source="keras"))
+
+
+def test_a_server_that_sends_something_else_is_refused(home, monkeypatch, serve):
+    monkeypatch.setenv("MNIST_KERAS_URL", serve(b"something else").url)
+    with pytest.raises(DownloadError, match="Incomplete or corrupted"):
+        ingest_data.fn(IngestParameters(source="keras"))
+
+
+def test_a_server_that_falls_silent_is_given_up(home, monkeypatch, serve):
+    monkeypatch.setenv("MNIST_KERAS_URL", serve(b"half", claims=1000).url)
+    monkeypatch.setenv("MNIST_DOWNLOAD_TIMEOUT_SECONDS", "0.5")
+    with pytest.raises(DownloadError, match="timed out"):
+        ingest_data.fn(IngestParameters(source="keras"))

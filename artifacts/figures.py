@@ -53,7 +53,7 @@ def _draw_curves(axes: Axes, history: Sequence[Epoch], metric: str) -> None:
         )
     axes.set_title(metric.capitalize())
     axes.set_xlabel("epoch")
-    axes.set_xlim(epochs[0] - 0.5, epochs[-1] + 0.5)
+    axes.set_xlim(max(0, epochs[0] - 0.5), epochs[-1] + 0.5)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=10, integer=True, min_n_ticks=1))
     axes.grid(visible=True)
     axes.legend(title="after the last epoch", alignment="left")

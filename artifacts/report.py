@@ -138,7 +138,8 @@ class RunReport(Record):
             "Registered as": f"{self.registration.version.name}, version {self.registration.version.version}",
             "Network": f"{model.network}, {model.n_parameters:,} parameters",
             "Trained on": f"{training.n_train:,} images; {training.n_validation:,} held out to validate on",
-            "Fit": f"{_plural(len(training.history), 'epoch')} in {training.fit_seconds:.1f} s, {training.precision}",
+            "Epochs": f"{training.history[-1].epoch:g}",
+            "Fit": f"{training.fit_seconds:.1f} s in {training.precision}",
             "Input": "28×28 greyscale image in 0–1, light ink on dark, shape (n, 28, 28, 1)",
             "Output": "probabilities of the digits 0–9, shape (n, 10)",
         }

@@ -1,7 +1,10 @@
 """The flow `mnist`: from the images to a registered model."""
 
+from typing import Annotated
+
 from prefect import flow
 from prefect.settings import PREFECT_TASKS_REFRESH_CACHE, temporary_settings
+from pydantic import Field
 
 from artifacts.errors import ValidationError
 from artifacts.records import RunSummary
@@ -23,7 +26,7 @@ def mnist(
     validation: ValidateParameters = ValidateParameters(),
     train: TrainParameters = TrainParameters(),
     gate: GateParameters = GateParameters(),
-    refresh: bool = False,
+    refresh: Annotated[bool, Field(description="Compute every step again, whatever earlier runs left.")] = False,
 ) -> RunSummary:
     """Ingest and validate MNIST, train a network, evaluate it, judge it against the champion, report and register it.
 

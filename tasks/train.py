@@ -38,16 +38,16 @@ class TrainParameters(BaseModel):
         description="The network's name, a function of tasks/networks.py.",
         json_schema_extra={"enum": list(NETWORKS)},
     )
-    epochs: int = Field(default=1, ge=1, le=1000, description="Passes over the training images.")
-    batch_size: int = Field(default=128, ge=1, le=10_000, description="Images a step; a rest of an epoch is left out.")
+    epochs: int = Field(default=2, ge=1, le=1000, description="Passes over the training images.")
+    batch_size: int = Field(default=256, ge=1, le=10_000, description="Images a step; a rest of an epoch is left out.")
     learning_rate: float = Field(
         default=8e-3, gt=0, le=1, description="Adam's learning rate at the peak of the one-cycle schedule."
     )
     label_smoothing: float = Field(
-        default=0.02, ge=0, lt=1, description="Share of a label's weight that is spread over all classes."
+        default=0.05, ge=0, lt=1, description="Share of a label's weight that is spread over all classes."
     )
     validations_per_epoch: int = Field(
-        default=4, ge=1, le=100, description="How often in an epoch the validation split is looked at."
+        default=2, ge=1, le=100, description="How often in an epoch the validation split is looked at."
     )
     precision: Literal["auto", "bfloat16", "float32"] = Field(
         default="auto", description="Arithmetic of the fit; `auto`: bfloat16 where the processor has it."

@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ os.environ |= {
 
 import http.server  # noqa: E402
 import shutil  # noqa: E402
+import subprocess  # noqa: E402
 import threading  # noqa: E402
 import time  # noqa: E402
 
@@ -29,6 +30,7 @@ import numpy.typing as npt  # noqa: E402
 import pytest  # noqa: E402
 
 from artifacts.records import Dataset, Evaluation, Training  # noqa: E402
+from artifacts.settings import CHECKOUT  # noqa: E402
 from tasks.evaluate import evaluate_model  # noqa: E402
 from tasks.ingest import IngestParameters, ingest_data, package_file, read_package  # noqa: E402
 from tasks.train import TrainParameters, train_model  # noqa: E402
@@ -158,3 +160,19 @@ def serve() -> Iterator[Any]:
     for server in servers:
         server.shutdown()
         server.server_close()
+
+
+@pytest.fixture(scope="session")
+def copy_checkout() -> Callable[[Path], Path]:
+    """Copy what git has of the checkout, or would add, into a folder."""
+    listing = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+
+    def copy(folder: Path) -> Path:
+        listed = subprocess.run(listing, cwd=CHECKOUT, capture_output=True, text=True, check=True)
+        for name in listed.stdout.splitlines():
+            if (CHECKOUT / name).exists():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(CHECKOUT / name, folder / name)
+        return folder
+
+    return copy

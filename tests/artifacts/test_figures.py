@@ -75,10 +75,18 @@ def test_learning_curves_show_the_four_curves_in_one_figure(n_epochs):
     assert len({line.get_color() for line in figure.axes[0].get_lines()}) == 2
     for axes in figure.axes:
         assert axes.get_legend()
-        assert all(line.get_marker() for line in axes.get_lines()), "one epoch makes no line"
+        assert {line.get_marker() for line in axes.get_lines()} == {"o", "s"}, "one epoch makes no line"
         ticks = [tick for tick in axes.get_xticks() if axes.get_xlim()[0] <= tick <= axes.get_xlim()[1]]
         assert ticks
         assert all(tick == int(tick) for tick in ticks)
+
+
+@pytest.mark.usefixtures("drawn")
+def test_learning_curves_may_begin_within_the_first_epoch():
+    quarters = [epoch.model_copy(update={"epoch": epoch.epoch / 4}) for epoch in history(4)]
+    for axes in figures.learning_curves(quarters).axes:
+        assert list(axes.get_lines()[0].get_xdata()) == [0.25, 0.5, 0.75, 1]
+        assert axes.get_xlim() == (0, 1.5)
 
 
 def test_pictures_are_the_same_whatever_the_users_matplotlib_settings():

@@ -1,17 +1,14 @@
 """A copy of the checkout with `make up` in it: a real server and worker, as a user has them."""
 
 import os
-import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-
-CHECKOUT = Path(__file__).parents[2]
 
 
 @dataclass
@@ -54,22 +51,6 @@ class Deployed:
         return found
 
 
-def copy_checkout(folder: Path) -> Path:
-    """Copy what git has or would add."""
-    listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
-        cwd=CHECKOUT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    for name in listed.stdout.splitlines():
-        if (CHECKOUT / name).exists():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(CHECKOUT / name, folder / name)
-    return folder
-
-
 def free_port() -> int:
     """A port that nobody uses at the moment."""
     with socket.socket() as probe:
@@ -78,7 +59,7 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="session")
-def checkout(tmp_path_factory: pytest.TempPathFactory) -> Deployed:
+def checkout(tmp_path_factory: pytest.TempPathFactory, copy_checkout: Callable[[Path], Path]) -> Deployed:
     """A copy of the checkout in which nothing runs."""
     folder = tmp_path_factory.mktemp("deployed")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "MNIST_"))}

@@ -1,0 +1,101 @@
+"""`python -m flows`, as `make train` calls it, in fresh processes against a real server."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.flows.conftest import Run
+
+
+@pytest.fixture
+def flags(sample):
+    return [f"--{name}={model.model_dump_json()}" for name, model in sample.items()]
+
+
+@pytest.fixture
+def start(prefect_server, home):
+    """Start the command with the tests' server; its output is read when it is waited for."""
+    from prefect.settings import PREFECT_API_URL
+
+    def start(*arguments: str, python: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, *python, "-m", "flows", *arguments],
+            env=os.environ | {"PREFECT_API_URL": PREFECT_API_URL.value()},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    return start
+
+
+def finish(process):
+    output, errors = process.communicate(timeout=200)
+    return process.returncode, output, errors
+
+
+def test_it_ends_with_a_summary_and_the_next_run_needs_no_heavy_library(start, flags, home):
+    code, output, errors = finish(start(*flags))
+    assert code == 0, errors
+    assert "epoch 1.00 of 1: loss" in errors
+    assert "s left" in errors
+    assert "version 1 is the champion" in output
+    assert re.search(r"test accuracy 0\.\d{4}, \d+ of 100 wrong", output)
+    folder = re.search(r"the run's folder +(\S+)", output).group(1)
+    assert json.loads(Path(folder, "metrics.json").read_text())["n_test"] == 100
+
+    code, output, errors = finish(start(*flags, python=("-X", "importtime")))
+    assert code == 0
+    assert output.count("reused from run") == 6
+    imported = set(re.findall(r"\| +([\w.]+)$", errors, flags=re.MULTILINE))
+    assert "mlflow" in imported
+    assert imported.isdisjoint({"tensorflow", "keras", "great_expectations", "matplotlib"})
+
+
+def test_equal_runs_at_the_same_time_train_once(start, flags, home):
+    finished = [finish(process) for process in [start(*flags), start(*flags)]]
+    assert [code for code, _, _ in finished] == [0, 0], finished
+    runs = [Run(folder.name, home) for folder in (home / "runs").iterdir()]
+    assert sorted(run.states["train"] for run in runs) == ["Cached", "Completed"]
+    assert {run.manifest["version"] for run in runs} == {1}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--train.epochs=0"], "error: --train.epochs 0: Input should be greater than or equal to 1"),
+        (["--train.epochs=many"], "error: --train.epochs many: Input should be a valid integer"),
+        (["--train.network=resnet"], "no network is called 'resnet'; there are baseline"),
+        (["--ingest.source=path"], "error: --ingest: Value error, `path` names a file or folder if"),
+        (["--trian.epochs=1"], "unrecognized arguments: --trian.epochs=1; `--help` lists the flags"),
+    ],
+)
+def test_a_wrong_flag_is_named_in_one_line(start, arguments, message):
+    code, output, errors = finish(start(*arguments))
+    assert code != 0
+    assert message in errors
+    assert "Traceback" not in errors
+    assert len(errors.splitlines()) == 1
+    assert output == ""
+
+
+def test_a_failed_run_ends_in_one_line(start, flags, tmp_path):
+    bad = json.dumps({"source": "path", "path": str(tmp_path / "nothing.npz")})
+    code, output, errors = finish(start(*flags, f"--ingest={bad}"))
+    assert code == 1
+    assert errors.splitlines()[-1].startswith(f"error: {tmp_path}/nothing.npz can't be read: No such file")
+    assert "Traceback" not in errors
+    assert output == ""
+
+
+def test_help_lists_every_parameter_with_its_description(start):
+    code, output, _ = finish(start("--help"))
+    assert code == 0
+    for flag in ("--ingest.source", "--validation.n_train", "--train.epochs", "--gate.minimum_accuracy", "--refresh"):
+        assert flag in output
+    assert "Compute every step again" in output

@@ -106,6 +106,8 @@ class RunReport(Record):
     def headline(self) -> str:
         """The verdict and what follows from it, in one sentence."""
         version, champion = self.registration.version.version, self.registration.champion
+        if champion == version == self.registration.previous_champion:
+            return f"Unchanged: version {version} is the champion."
         failed = [check.name for check in self.verdict.checks if not check.passed]
         sentence = f"{DECISIONS[self.verdict.decision]}: version {version} "
         if champion == version:

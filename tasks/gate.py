@@ -25,7 +25,7 @@ def judge_model(evaluation: Evaluation, champion: Evaluation | None, parameters:
     """Judge a model by its evaluation and that of the champion, if there is another, on the same test set."""
     checks = [
         Check(
-            name="minimum accuracy",
+            name="accurate enough",
             passed=evaluation.accuracy >= parameters.minimum_accuracy,
             detail=f"test accuracy {evaluation.accuracy:.4f}; at least {parameters.minimum_accuracy:.4f} is required",
         )
@@ -33,7 +33,7 @@ def judge_model(evaluation: Evaluation, champion: Evaluation | None, parameters:
     if champion is not None:
         checks.append(
             Check(
-                name="champion",
+                name="no worse than the champion",
                 passed=evaluation.accuracy >= champion.accuracy - parameters.tolerated_loss,
                 detail=f"test accuracy {evaluation.accuracy:.4f}; the champion's is {champion.accuracy:.4f}, "
                 f"a loss of {parameters.tolerated_loss:.4f} is tolerated",

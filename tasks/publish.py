@@ -37,14 +37,18 @@ from artifacts.store import write_atomically
 from tasks.caching import git_revision
 from tasks.logs import run_logger
 
-ARTIFACTS: dict[str, Callable[[RunReport], str]] = {
-    "summary": report.summary,
-    "data-validation": lambda run: report.data_validation(run.validation),
-    "learning-curves": report.learning_curves,
-    "confusion-matrix": report.confusion_matrix,
-    "wrong-predictions": report.wrong_predictions,
-    "model-card": report.model_card,
-    "lineage": report.lineage,
+# By key: the artifact's text, and what the Artifacts page says it is.
+ARTIFACTS: dict[str, tuple[Callable[[RunReport], str], str]] = {
+    "summary": (report.summary, "The verdict, the figures, and what was computed or reused."),
+    "data-validation": (
+        lambda run: report.data_validation(run.validation),
+        "What was expected of the data, and found.",
+    ),
+    "learning-curves": (report.learning_curves, "Loss and accuracy while training."),
+    "confusion-matrix": (report.confusion_matrix, "Which digit was taken for which."),
+    "wrong-predictions": (report.wrong_predictions, "The test images that the model gets wrong."),
+    "model-card": (report.model_card, "What the model is, what it is for, and how to load it."),
+    "lineage": (report.lineage, "Which data, code and parameters made this model."),
 }
 LIBRARIES = ("great-expectations", "keras", "matplotlib", "mlflow", "numpy", "pandas", "prefect", "tensorflow")
 
@@ -114,8 +118,8 @@ def publish_run(
         "manifest.json": _json(manifest(run, records)),
     }.items():
         write_atomically(folder / name, content)
-    for key, render in ARTIFACTS.items():
-        create_markdown_artifact(render(run), key=key, description=key)
+    for key, (render, description) in ARTIFACTS.items():
+        create_markdown_artifact(render(run), key=key, description=description)
     run_logger().info(f"report: {folder / 'report.html'}")
     return RunSummary(
         flow_run_id=folder.name,
@@ -135,7 +139,8 @@ def publish_validation(validation: Validation) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     validation.result.link_to(folder / "validation.json")
     validation.data_docs.link_to(folder / "data_docs.html")
-    create_markdown_artifact(report.data_validation(validation), key="data-validation", description="data-validation")
+    _, description = ARTIFACTS["data-validation"]
+    create_markdown_artifact(report.data_validation(validation), key="data-validation", description=description)
 
 
 def run_folder(flow_run_id: str) -> Path:

@@ -211,6 +211,7 @@ def fit(model: "keras.Model", train: Split, validation: Split, parameters: Train
         validation_data=(validation.x, one_hot(validation.y)),
         validation_batch_size=500,
         callbacks=[History()],
+        shuffle=False,  # `batches` did
         verbose=0,
     )
     return tuple(history)

@@ -453,7 +453,7 @@ def test_names_stay_readable_in_plain_text():
     [
         (verdict("promote", minimum=True), 7, 6, "Promoted: version 7 is the champion, in place of version 6."),
         (verdict("promote", minimum=True), 7, None, "Promoted: version 7 is the champion."),
-        (verdict("promote", minimum=True), 7, 7, "Promoted: version 7 is the champion."),
+        (verdict("promote", minimum=True), 7, 7, "Unchanged: version 7 is the champion."),
         (
             verdict("hold", minimum=True, rival=False), 6, 6,
             "Held back: version 7 is registered, and version 6 remains the champion (failed: rival).",

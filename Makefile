@@ -3,14 +3,23 @@ PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: help train up down test check bench lock clean
+.PHONY: help train history rollback promote up down test check bench lock clean
 .DEFAULT_GOAL := help
 
 help: ## Say what there is.
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' Makefile | expand -t 16
 
 train: .venv/synced ## Run the pipeline once; ARGS="--help" lists every parameter.
-	@$(BIN)/python -m flows $(ARGS)
+	@$(BIN)/python -m flows train $(ARGS)
+
+history: .venv/synced ## Print who or what moved the champion, when and why.
+	@$(BIN)/python -m flows history
+
+rollback: .venv/synced ## Make the champion before the present one champion again: REASON="…"
+	@$(BIN)/python -m flows rollback --reason "$(REASON)"
+
+promote: .venv/synced ## Make a version the champion by hand: VERSION=3 REASON="…"
+	@$(BIN)/python -m flows promote --version "$(VERSION)" --reason "$(REASON)"
 
 up: .venv/synced ## Start server, worker, deployments and UI.
 	@$(BIN)/python -m flows.server up

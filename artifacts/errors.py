@@ -33,3 +33,7 @@ class StoreError(MnistError):
 
 class RegistryError(MnistError):
     """Raised if the model registry can't be read or written."""
+
+
+class ModelError(MnistError):
+    """Raised if a saved model can't be loaded, or doesn't predict what it should."""

@@ -227,12 +227,59 @@ class Evaluation(StepRecord):
     probabilities: StoredFile
 
 
+class InfraValidation(StepRecord):
+    """How the saved model does in a fresh interpreter without this project's code and without a network.
+
+    Attributes:
+        n_images: Test images predicted.
+        largest_deviation: From the evaluation's probabilities, of any.
+        size: Of the ``.keras`` file, in bytes.
+        load_seconds: Wall time to load it, with the libraries imported already.
+        seconds_for_1: Wall time to predict one image, median of 20.
+        seconds_for_1000: Wall time to predict 1,000 images (or all, if fewer), median of 3.
+        peak_bytes: The interpreter's peak memory.
+    """
+
+    n_images: int
+    largest_deviation: float
+    size: int
+    load_seconds: float
+    seconds_for_1: float
+    seconds_for_1000: float
+    peak_bytes: int
+
+
 class Check(Record):
     """One check of the gate."""
 
     name: str
     passed: bool
+    on_failure: Literal["hold", "reject"]
     detail: str = Field(description="The figures behind it, in words.")
+
+
+class Comparison(Record):
+    """A model against the champion, on the same test images.
+
+    Attributes:
+        won: Indices of the images that the model has right and the champion wrong.
+        lost: Indices of those that the champion has right and the model wrong.
+        n: Test images.
+        p_better: One-sided exact McNemar p-value; small if the model is better.
+        p_worse: The same for the other side.
+        p_not_worse: Small if the model isn't worse by more than the margin.
+        p_worse_by_class: By class, small if the model is worse there; corrected for ten looks.
+        images_needed: Test images that would decide, if the observed difference is the true one; none if none would.
+    """
+
+    won: tuple[int, ...]
+    lost: tuple[int, ...]
+    n: int
+    p_better: float
+    p_worse: float
+    p_not_worse: float
+    p_worse_by_class: tuple[float, ...]
+    images_needed: int | None
 
 
 class Verdict(StepRecord):
@@ -241,6 +288,7 @@ class Verdict(StepRecord):
     decision: Literal["promote", "hold", "reject"]
     checks: tuple[Check, ...]
     champion: str | None = Field(description="Weights digest of the champion compared with, if any.")
+    comparison: Comparison | None = None
 
 
 class Report(StepRecord):
@@ -266,6 +314,28 @@ class Version(Record):
     version: int
     mlflow_run_id: str
     model: Model
+
+
+class AliasMove(Record):
+    """One line of the registry's history.
+
+    Attributes:
+        at: When, in UTC.
+        by: Who or what: a flow run, or a person at the command line.
+        alias: The alias that moved.
+        before: The version that bore it before; none if none did.
+        after: The version that bears it now.
+        why: The reason, in words.
+        verdict: The gate's word that it rests on; none where a person decided.
+    """
+
+    at: datetime
+    by: str
+    alias: str
+    before: int | None
+    after: int
+    why: str
+    verdict: Literal["promote", "hold", "reject"] | None = None
 
 
 class Registration(StepRecord):
@@ -295,3 +365,16 @@ class RunSummary(Record):
     headline: str
     version: int
     steps: tuple[str, ...] = Field(description="A line for each step: computed or reused, and why.")
+
+    def __str__(self) -> str:
+        """The summary as a person reads it in a terminal."""
+        steps = "\n  ".join(self.steps)
+        return f"""
+  {self.headline}
+  test accuracy {self.accuracy:.4f}, {self.n_wrong} of {self.n_test:,} wrong
+
+  {steps}
+
+  the run's folder   {self.folder}
+  open its report    {(self.folder / "report.html").as_uri()}
+  in the UI          make up, then /runs/flow-run/{self.flow_run_id}"""

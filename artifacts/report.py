@@ -18,7 +18,17 @@ from markupsafe import Markup
 
 from artifacts.dataset import read_array, scale
 from artifacts.figures import thumbnail
-from artifacts.records import Dataset, Evaluation, Record, Registration, Report, Training, Validation, Verdict
+from artifacts.records import (
+    Dataset,
+    Evaluation,
+    InfraValidation,
+    Record,
+    Registration,
+    Report,
+    Training,
+    Validation,
+    Verdict,
+)
 from artifacts.store import StoredFile
 
 DECISIONS = {"promote": "Promoted", "hold": "Held back", "reject": "Rejected"}
@@ -51,8 +61,8 @@ class Step(Record):
     def line(self) -> str:
         """The step in one line, for a terminal."""
         if self.state == "reused":
-            return f"{self.name:<9} reused {self.reason} ({self.seconds:.1f} s then)"
-        return f"{self.name:<9} computed in {self.seconds:.1f} s: {self.reason}"
+            return f"{self.name:<14} reused {self.reason} ({self.seconds:.1f} s then)"
+        return f"{self.name:<14} computed in {self.seconds:.1f} s: {self.reason}"
 
 
 class Confusion(Record):
@@ -94,6 +104,7 @@ class RunReport(Record):
     validation: Validation
     training: Training
     evaluation: Evaluation
+    infra: InfraValidation
     verdict: Verdict
     report: Report
     registration: Registration
@@ -134,7 +145,7 @@ class RunReport(Record):
     @property
     def model_facts(self) -> dict[str, str]:
         """What the model is and how it was trained, by name."""
-        training = self.training
+        training, infra = self.training, self.infra
         model = training.model
         return {
             "Registered as": f"{self.registration.version.name}, version {self.registration.version.version}",
@@ -142,6 +153,12 @@ class RunReport(Record):
             "Trained on": f"{training.n_train:,} images; {training.n_validation:,} held out to validate on",
             "Epochs": f"{training.history[-1].epoch:g}",
             "Fit": f"{training.fit_seconds:.1f} s in {training.precision}",
+            "Fresh interpreter": f"loads in {infra.load_seconds:.1f} s without this project and a network, "
+            f"predicts as evaluated to {infra.largest_deviation:.1g}",
+            "Latency": f"{infra.seconds_for_1 * 1e3:.1f} ms for one image, "
+            f"{infra.seconds_for_1000 * 1e3:.0f} ms for 1,000",
+            "Size": f"{infra.size / 1e6:.1f} MB on disk; {infra.peak_bytes / 1e6:,.0f} MB of memory at the peak, "
+            "libraries included",
             "Input": "28×28 greyscale image in 0–1, light ink on dark, shape (n, 28, 28, 1)",
             "Output": "probabilities of the digits 0–9, shape (n, 10)",
         }

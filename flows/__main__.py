@@ -1,30 +1,40 @@
-"""`python -m flows`: run the flow `mnist` once, every parameter a flag; this is what `make train` calls."""
+"""`python -m flows COMMAND`: what make calls. Every parameter of a command's flow is a flag."""
 
 import inspect
 import os
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from flows.environment import environment, server
 
+COMMANDS = {"train": "flows.train:mnist", "promote": "flows.promote:promote", "rollback": "flows.promote:rollback"}
+
 
 def main() -> int:
-    """Run the flow and print its summary.
+    """Run a command and print what came of it.
 
     Returns:
-        The exit code: 0 if the run completed, 1 if it failed for a reason said in one line, 2 if a flag is wrong.
+        The exit code: 0 if it completed, 1 if it failed for a reason said in one line, 2 if a flag is wrong.
     """
+    command = sys.argv[1] if len(sys.argv) > 1 else ""
+    if command not in {*COMMANDS, "history"}:
+        print(f"error: {command or 'nothing'} is no command; there are {', '.join(COMMANDS)}, history", file=sys.stderr)
+        return 2
     os.environ.update(environment())
     Path(os.environ["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)
     # Prefect reads its settings when it is imported.
     from pydantic import ValidationError
 
     from artifacts.errors import MnistError
-    from flows.train import mnist
 
+    if command == "history":
+        return print_history()
+    module, name = COMMANDS[command].split(":")
+    flow = getattr(import_module(module), name)
     try:
-        parameters = parse(mnist.fn)
+        parameters = parse(flow.fn, command)
     except ValidationError as error:
         for wrong in error.errors():
             flag = ".".join(map(str, wrong["loc"]))
@@ -33,26 +43,27 @@ def main() -> int:
         return 2
     try:
         with server():
-            summary = mnist(**parameters)
+            result = flow(**parameters)
     except MnistError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    steps = "\n  ".join(summary.steps)
-    print(
-        f"""
-  {summary.headline}
-  test accuracy {summary.accuracy:.4f}, {summary.n_wrong} of {summary.n_test:,} wrong
-
-  {steps}
-
-  the run's folder   {summary.folder}
-  open its report    {(summary.folder / "report.html").as_uri()}
-  in the UI          make up, then /runs/flow-run/{summary.flow_run_id}"""
-    )
+    print(result)
     return 0
 
 
-def parse(function: Any) -> dict[str, Any]:
+def print_history() -> int:
+    """Print the moves of the registry's aliases, the oldest first."""
+    from tasks.registry import connect, history
+
+    for move in history(connect()):
+        print(
+            f"{move.at:%Y-%m-%d %H:%M:%S}  {move.alias:<10}  {move.before or 'none'} → {move.after}  "
+            f"{move.verdict or 'by hand'}, by {move.by}: {move.why}"
+        )
+    return 0
+
+
+def parse(function: Any, command: str) -> dict[str, Any]:
     """Parse the command line into the parameters of a function, by the types and descriptions in its signature.
 
     Raises:
@@ -63,7 +74,9 @@ def parse(function: Any) -> dict[str, Any]:
     from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict, SettingsError
 
     class Command(BaseSettings):
-        model_config = SettingsConfigDict(cli_prog_name="make train ARGS=…", cli_exit_on_error=False, extra="forbid")
+        model_config = SettingsConfigDict(
+            cli_prog_name=f"make {command} ARGS=…", cli_exit_on_error=False, extra="forbid"
+        )
 
         @classmethod
         def settings_customise_sources(cls, *sources: Any, **named: Any) -> tuple[Any, ...]:
@@ -71,13 +84,13 @@ def parse(function: Any) -> dict[str, Any]:
             return ()  # the flags alone: a variable named TRAIN in somebody's environment is no parameter
 
     fields: dict[str, Any] = {
-        name: (parameter.annotation, parameter.default)
+        name: (parameter.annotation, ... if parameter.default is parameter.empty else parameter.default)
         for name, parameter in inspect.signature(function, eval_str=True).parameters.items()
     }
     summary = (inspect.getdoc(function) or "").split("\n\n")[0]
-    command = create_model("Command", __base__=Command, __doc__=summary, **fields)
+    model = create_model("Command", __base__=Command, __doc__=summary, **fields)
     try:
-        given = CliApp.run(command, cli_args=sys.argv[1:])
+        given = CliApp.run(model, cli_args=sys.argv[2:])
     except SettingsError as error:
         raise SystemExit(f"{error}; `--help` lists the flags") from error
     return {name: getattr(given, name) for name in fields}

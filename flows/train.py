@@ -10,6 +10,7 @@ from artifacts.errors import ValidationError
 from artifacts.records import RunSummary
 from tasks.evaluate import evaluate_model
 from tasks.gate import GateParameters, judge_model
+from tasks.infra import validate_infra
 from tasks.ingest import IngestParameters, ingest_data
 from tasks.logs import show_errors_in_one_line
 from tasks.publish import publish_failure, publish_run, publish_validation
@@ -47,12 +48,14 @@ def mnist(
             raise
         training = train_model(dataset, train)
         evaluation = evaluate_model(training.model, dataset)
+        infra = validate_infra(training.model, dataset, evaluation)
         with exclusive():
             champion = find_champion()
             # A model is not compared with itself.
             rival = champion.model if champion and champion.model.identity() != training.model.identity() else None
-            verdict = judge_model(evaluation, evaluate_model(rival, dataset) if rival else None, gate)
+            rival_evaluation = evaluate_model(rival, dataset) if rival else None
+            verdict = judge_model(dataset, evaluation, infra, rival_evaluation, gate)
             report = draw_report(dataset, training, evaluation)
             registration = register_model(dataset, training, evaluation, verdict)
         parameters = {"ingest": ingest, "validation": validation, "train": train, "gate": gate}
-        return publish_run(parameters, dataset, validated, training, evaluation, verdict, report, registration)
+        return publish_run(parameters, dataset, validated, training, evaluation, infra, verdict, report, registration)

@@ -1,10 +1,18 @@
-"""Gate: the word on a model: promote it to champion, hold it back, or reject it."""
+"""Gate: the word on a model, from evidence: promote it to champion, hold it back, or reject it."""
 
+import math
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
 from prefect import task
 from pydantic import BaseModel, ConfigDict, Field
 
-from artifacts.records import Check, Evaluation, Verdict
+from artifacts.dataset import read_array
+from artifacts.records import N_CLASSES, Check, Comparison, Dataset, Evaluation, InfraValidation, Verdict
 from tasks.caching import StepCache, origin
+
+Right = npt.NDArray[np.bool_]
 
 
 class GateParameters(BaseModel):
@@ -15,39 +23,203 @@ class GateParameters(BaseModel):
     minimum_accuracy: float = Field(
         default=0.99, ge=0, le=1, description="Test accuracy below which a model is rejected, in 0–1."
     )
-    tolerated_loss: float = Field(
-        default=0.0, ge=0, le=1, description="How much test accuracy may be lost against the champion, in 0–1."
+    promote_if: Literal["better", "not worse"] = Field(
+        default="better",
+        description="What must be shown against the champion: `better`, or `not worse` by more than the margin.",
+    )
+    alpha: float = Field(
+        default=0.05,
+        gt=0,
+        lt=0.5,
+        description="Level of each one-sided test: how often chance alone may pass for proof.",
+    )
+    margin: float = Field(
+        default=0.001,
+        ge=0,
+        le=1,
+        description="Loss of accuracy that `not worse` tolerates, in 0–1 (0.001: 0.1 points).",
+    )
+    maximum_calibration_error: float = Field(
+        default=0.1, ge=0, le=1, description="Expected calibration error above which a model is held, in 0–1."
+    )
+    maximum_size: int = Field(
+        default=50_000_000, ge=1, description="Size of the .keras file above which a model is held, in bytes."
+    )
+    maximum_latency: float = Field(
+        default=0.5, gt=0, description="Time to predict one image above which a model is held, in seconds."
     )
 
 
-@task(name="gate", cache_policy=StepCache())
-def judge_model(evaluation: Evaluation, champion: Evaluation | None, parameters: GateParameters) -> Verdict:
-    """Judge a model by its evaluation and that of the champion, if there is another, on the same test set."""
-    checks = [
-        Check(
-            name="accurate enough",
-            passed=evaluation.accuracy >= parameters.minimum_accuracy,
-            detail=f"test accuracy {evaluation.accuracy:.4f}; at least {parameters.minimum_accuracy:.4f} is required",
-        )
-    ]
+@task(name="gate", cache_policy=StepCache(libraries=("numpy", "scipy")))
+def judge_model(
+    dataset: Dataset,
+    evaluation: Evaluation,
+    infra: InfraValidation,
+    champion: Evaluation | None,
+    parameters: GateParameters,
+) -> Verdict:
+    """Judge a model by its evaluation and, if there is another champion, by that one's on the same test images."""
+    comparison = None
     if champion is not None:
-        checks.append(
-            Check(
-                name="no worse than the champion",
-                passed=evaluation.accuracy >= champion.accuracy - parameters.tolerated_loss,
-                detail=f"test accuracy {evaluation.accuracy:.4f}; the champion's is {champion.accuracy:.4f}, "
-                f"a loss of {parameters.tolerated_loss:.4f} is tolerated",
-            )
+        y_true = read_array(dataset.y_test)
+        right, champion_right = (
+            read_array(one.probabilities).argmax(axis=1) == y_true for one in (evaluation, champion)
         )
-    if not checks[0].passed:
-        decision = "reject"
-    elif all(check.passed for check in checks):
-        decision = "promote"
-    else:
-        decision = "hold"
+        comparison = compare(y_true, right, champion_right, parameters)
+    checks = [
+        *check_alone(evaluation, infra, parameters),
+        *(check_comparison(comparison, parameters) if comparison else ()),
+    ]
     return Verdict(
-        decision=decision,
+        decision=decide(checks),
         checks=tuple(checks),
         champion=champion.weights_digest if champion else None,
+        comparison=comparison,
         origin=origin(),
     )
+
+
+def decide(checks: list[Check]) -> Literal["promote", "hold", "reject"]:
+    """Promote if every check passed, reject if one says so, else hold."""
+    if any(not check.passed and check.on_failure == "reject" for check in checks):
+        return "reject"
+    return "promote" if all(check.passed for check in checks) else "hold"
+
+
+def check_alone(evaluation: Evaluation, infra: InfraValidation, parameters: GateParameters) -> list[Check]:
+    """What a model must show by itself; all there is to show while there is no champion."""
+    p = parameters
+    return [
+        Check(
+            name="accurate enough",
+            passed=evaluation.accuracy >= p.minimum_accuracy,
+            on_failure="reject",
+            detail=f"test accuracy {evaluation.accuracy:.4f}; at least {p.minimum_accuracy:.4f} is required",
+        ),
+        Check(
+            name="calibrated",
+            passed=evaluation.expected_calibration_error <= p.maximum_calibration_error,
+            on_failure="hold",
+            detail=f"expected calibration error {evaluation.expected_calibration_error:.4f}; "
+            f"at most {p.maximum_calibration_error:.4f} is allowed",
+        ),
+        Check(
+            name="small enough",
+            passed=infra.size <= p.maximum_size,
+            on_failure="hold",
+            detail=f"{infra.size / 1e6:.1f} MB; at most {p.maximum_size / 1e6:.1f} MB is allowed",
+        ),
+        Check(
+            name="fast enough",
+            passed=infra.seconds_for_1 <= p.maximum_latency,
+            on_failure="hold",
+            detail=f"{infra.seconds_for_1 * 1e3:.1f} ms for one image; "
+            f"at most {p.maximum_latency * 1e3:.0f} ms is allowed",
+        ),
+    ]
+
+
+def check_comparison(comparison: Comparison, parameters: GateParameters) -> list[Check]:
+    """What a model must show against the champion.
+
+    A demand that each class be proven unharmed would hold back nearly every equal model, so a class has a veto only if
+    harm to it is proven.
+    """
+    p, c = parameters, comparison
+    counts = f"right where the champion is wrong: {len(c.won)}, wrong where it is right: {len(c.lost)}, of {c.n:,}"
+    shown, value = ("better", c.p_better) if p.promote_if == "better" else ("not worse", c.p_not_worse)
+    margin = "" if p.promote_if == "better" else f" by more than {p.margin:.4f}"
+    proven = value <= p.alpha
+    needed = "" if proven else f"; {_in_words(c.images_needed)}"
+    harmed = [k for k, value in enumerate(c.p_worse_by_class) if value <= p.alpha]
+    return [
+        Check(
+            name=f"{shown} than the champion",
+            passed=proven,
+            on_failure="reject" if c.p_worse <= p.alpha else "hold",
+            detail=f"{counts}; that it is {shown}{margin} is {'' if proven else 'not '}shown (p = {value:.3g}, "
+            f"level {p.alpha:g}){needed}",
+        ),
+        Check(
+            name="no class harmed",
+            passed=not harmed,
+            on_failure="hold",
+            detail="; ".join(
+                f"worse on {k} than the champion (corrected p = {c.p_worse_by_class[k]:.3g})" for k in harmed
+            )
+            or f"no class is shown to be worse (least corrected p = {min(c.p_worse_by_class):.3g}, level {p.alpha:g})",
+        ),
+    ]
+
+
+def _in_words(images_needed: int | None) -> str:
+    if images_needed is None:
+        return "no number of test images would show it, if the difference is what it seems"
+    return f"some {images_needed:,} test images would be needed to show it, if the difference is what it seems"
+
+
+def compare(
+    y_true: npt.NDArray[np.integer], right: Right, champion_right: Right, parameters: GateParameters
+) -> Comparison:
+    """Compare two models on the same images; only those that one has right and the other wrong tell them apart.
+
+    Args:
+        y_true: Labels, of shape ``(n,)``.
+        right: Which images the candidate has right, of shape ``(n,)``.
+        champion_right: Which images the champion has right, of shape ``(n,)``.
+        parameters: Of these, the level and the margin.
+
+    Returns:
+        One-sided exact McNemar tests: that the candidate is better, that it is worse, that it isn't worse by more than
+        the margin, and for each class that it is worse there, with Bonferroni's correction.
+    """
+    won, lost = right & ~champion_right, ~right & champion_right
+    wins, losses = int(won.sum()), int(lost.sum())
+    return Comparison(
+        won=tuple(np.flatnonzero(won).tolist()),
+        lost=tuple(np.flatnonzero(lost).tolist()),
+        n=len(y_true),
+        p_better=_at_least(wins, wins + losses),
+        p_worse=_at_least(losses, wins + losses),
+        p_not_worse=_not_worse(wins, losses, len(y_true), parameters.margin),
+        p_worse_by_class=tuple(
+            min(1.0, N_CLASSES * _at_least(int(lost[y_true == k].sum()), int((won | lost)[y_true == k].sum())))
+            for k in range(N_CLASSES)
+        ),
+        images_needed=images_needed(wins, losses, len(y_true), parameters),
+    )
+
+
+def _at_least(successes: int, trials: int) -> float:
+    """How likely a fair coin is to give at least so many successes: McNemar's exact test, one-sided."""
+    from scipy.stats import binomtest
+
+    return float(binomtest(successes, trials, 0.5, "greater").pvalue) if trials else 1.0
+
+
+def _not_worse(wins: int, losses: int, n: int, margin: float) -> float:
+    """The p-value of "worse by more than the margin", by the normal approximation for paired proportions."""
+    from scipy.stats import norm
+
+    difference = (wins - losses) / n
+    deviation = math.sqrt(max((wins + losses) / n - difference**2, 0) / n)
+    if deviation == 0:
+        return 0.0 if difference > -margin else 1.0
+    return float(norm.sf((difference + margin) / deviation))
+
+
+def images_needed(wins: int, losses: int, n: int, parameters: GateParameters) -> int | None:
+    """How many test images would show what is wanted with a power of 80 %, if the observed shares are the true ones.
+
+    After Connor, "Sample size for testing differences in proportions for the paired-sample design", Biometrics 43
+    (1987). None if the difference has the wrong sign: more images would only show that.
+    """
+    from scipy.stats import norm
+
+    wanted = 0.0 if parameters.promote_if == "better" else parameters.margin
+    discordant, difference = (wins + losses) / n, (wins - losses) / n
+    if difference + wanted <= 0:
+        return None
+    deviation = math.sqrt(max(discordant - difference**2, 0))
+    spread = norm.ppf(1 - parameters.alpha) * math.sqrt(discordant) + norm.ppf(0.8) * deviation
+    return math.ceil((spread / (difference + wanted)) ** 2)

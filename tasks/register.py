@@ -5,15 +5,17 @@ import importlib.metadata
 import json
 import shutil
 import tempfile
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import prefect.runtime
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from artifacts.dataset import load_test
-from artifacts.records import Dataset, Evaluation, Registration, Training, Verdict, Version
+from artifacts.dataset import load_test, read_array
+from artifacts.records import AliasMove, Dataset, Evaluation, Registration, Training, Verdict, Version
 from artifacts.settings import Settings
 from tasks.caching import origin
 from tasks.logs import run_logger
@@ -21,9 +23,12 @@ from tasks.networks import import_keras
 from tasks.registry import (
     CHALLENGER,
     CHAMPION,
+    GOLDEN_IMAGES,
+    GOLDEN_PROBABILITIES,
     MODEL_FILES,
     REGISTERED_MODEL,
     connect,
+    move_alias,
     read_version,
     version_by_alias,
     version_by_tags,
@@ -31,6 +36,8 @@ from tasks.registry import (
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+
+N_GOLDEN = 100
 
 
 @task(name="register", cache_policy=NO_CACHE, retries=3, retry_delay_seconds=[1, 5, 25], retry_jitter_factor=0.5)
@@ -50,11 +57,12 @@ def register_model(dataset: Dataset, training: Training, evaluation: Evaluation,
     created = version is None
     if version is None:
         version = create_version(client, identity, dataset, training, evaluation)
-        client.set_registered_model_alias(REGISTERED_MODEL, CHALLENGER, str(version.version))
+        move_alias(client, move(CHALLENGER, version_by_alias(client, CHALLENGER), version, "newly registered", verdict))
     client.set_model_version_tag(REGISTERED_MODEL, str(version.version), "verdict", verdict.decision)
     promoted = verdict.decision == "promote" and champion != version
     if promoted:
-        client.set_registered_model_alias(REGISTERED_MODEL, CHAMPION, str(version.version))
+        reasons = "; ".join(f"{check.name}: {check.detail}" for check in verdict.checks)
+        move_alias(client, move(CHAMPION, champion, version, reasons, verdict))
     run_logger().info(
         f"version {version.version} of {REGISTERED_MODEL} {'registered' if created else 'was registered already'}"
         f"{', and is the champion now' if promoted else ''}"
@@ -65,6 +73,19 @@ def register_model(dataset: Dataset, training: Training, evaluation: Evaluation,
         champion=version.version if promoted else champion.version if champion else None,
         previous_champion=champion.version if champion else None,
         origin=origin(),
+    )
+
+
+def move(alias: str, before: Version | None, after: Version, why: str, verdict: Verdict) -> AliasMove:
+    """A move of an alias that this run makes."""
+    return AliasMove(
+        at=datetime.now(UTC),
+        by=f"flow run {prefect.runtime.flow_run.id}" if prefect.runtime.flow_run.id else "a call without a run",
+        alias=alias,
+        before=before.version if before else None,
+        after=after.version,
+        why=why,
+        verdict=verdict.decision,
     )
 
 
@@ -98,10 +119,12 @@ def create_version(
     with tempfile.TemporaryDirectory() as folder:
         _write_mlflow_model(Path(folder) / "model", dataset, training)
         shutil.copyfile(training.model.h5.path, Path(folder) / MODEL_FILES["h5"])
+        np.save(Path(folder) / GOLDEN_IMAGES, load_test(dataset).x[:N_GOLDEN])
+        np.save(Path(folder) / GOLDEN_PROBABILITIES, read_array(evaluation.probabilities)[:N_GOLDEN])
         client.log_artifacts(run_id, folder)
     client.set_terminated(run_id)
     if not client.search_registered_models(f"name = '{REGISTERED_MODEL}'"):
-        client.create_registered_model(REGISTERED_MODEL, description="Classifies images of handwritten digits.")
+        client.create_registered_model(REGISTERED_MODEL)
     return read_version(
         client,
         client.create_model_version(

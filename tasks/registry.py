@@ -8,13 +8,15 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import prefect.runtime
 from filelock import FileLock
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from pydantic import ValidationError
 
 from artifacts.errors import RegistryError
-from artifacts.records import Model, Version
+from artifacts.records import AliasMove, Model, Version
+from artifacts.report import escape_markdown
 from artifacts.settings import Settings
 from artifacts.store import put
 
@@ -24,8 +26,13 @@ if TYPE_CHECKING:
 
 REGISTERED_MODEL = "mnist"
 CHAMPION, CHALLENGER = "champion", "challenger"
+# MLflow keeps no history of its aliases: each move is a tag of the registered model, numbered, never changed.
+HISTORY = "history."
+N_SHOWN = 50
 # Where a version's MLflow run keeps the files of `Model`.
 MODEL_FILES = {"keras": "model/data/model.keras", "h5": "model.h5"}
+# And some test images with the probabilities that the evaluation had for them, to try the model by, years later.
+GOLDEN_IMAGES, GOLDEN_PROBABILITIES = "golden_images.npy", "golden_probabilities.npy"
 
 
 def connect() -> "MlflowClient":
@@ -65,6 +72,55 @@ def version_by_tags(client: "MlflowClient", tags: dict[str, str]) -> Version | N
     conditions = [f"name = '{REGISTERED_MODEL}'", *(f"tags.`{name}` = '{value}'" for name, value in tags.items())]
     found = client.search_model_versions(" and ".join(conditions), max_results=1)
     return read_version(client, found[0]) if found else None
+
+
+def version_by_number(client: "MlflowClient", number: int) -> Version:
+    """The version of that number.
+
+    Raises:
+        RegistryError: Raised if there is none.
+    """
+    found = client.search_model_versions(f"name = '{REGISTERED_MODEL}' and version_number = {number}")
+    if not found:
+        raise RegistryError(f"{REGISTERED_MODEL} has no version {number}; `make history` shows which there are")
+    return read_version(client, found[0])
+
+
+def move_alias(client: "MlflowClient", move: AliasMove) -> None:
+    """Move an alias, and keep the move in the history: as a tag, on the model's page, and as a Prefect event.
+
+    Call it with the lock of `exclusive` held. The history is written first: an alias never moves without a trace.
+    """
+    from prefect.events import emit_event
+
+    moves = [*history(client), move]
+    client.set_registered_model_tag(REGISTERED_MODEL, f"{HISTORY}{len(moves):06}", move.model_dump_json())
+    client.set_registered_model_alias(REGISTERED_MODEL, move.alias, str(move.after))
+    client.update_registered_model(REGISTERED_MODEL, description=history_markdown(moves))
+    if prefect.runtime.flow_run.id:  # a task called as `task.fn(…)` has no server to tell
+        emit_event(
+            event="mnist.alias.moved",
+            resource={"prefect.resource.id": f"mnist.model.{REGISTERED_MODEL}"},
+            payload=move.model_dump(mode="json"),
+        )
+
+
+def history(client: "MlflowClient") -> list[AliasMove]:
+    """All moves of aliases, the oldest first."""
+    found = client.search_registered_models(f"name = '{REGISTERED_MODEL}'")
+    tags = {name: value for model in found for name, value in model.tags.items() if name.startswith(HISTORY)}
+    return [AliasMove.model_validate_json(tags[name]) for name in sorted(tags)]
+
+
+def history_markdown(moves: list[AliasMove]) -> str:
+    """The text of the model's page in MLflow: what the model is, and the last moves of its aliases."""
+    rows = [
+        f"| {move.at:%Y-%m-%d %H:%M} | {move.alias} | {move.before or 'none'} | {move.after} "
+        f"| {escape_markdown(move.by)} | {escape_markdown(move.why)} | {move.verdict or 'by hand'} |"
+        for move in reversed(moves[-N_SHOWN:])
+    ]
+    head = ("| when (UTC) | alias | from | to | by | why | verdict |", "| --- | --- | --- | --- | --- | --- | --- |")
+    return "\n".join(["Classifies images of handwritten digits, 28×28, in 0–1.", "", *head, *rows])
 
 
 def read_version(client: "MlflowClient", found: "ModelVersion") -> Version:

@@ -19,6 +19,7 @@ from artifacts.records import (
     Dataset,
     Epoch,
     Evaluation,
+    InfraValidation,
     Model,
     Outcome,
     Registration,
@@ -114,6 +115,15 @@ def make_run(n_wrong=3, **changes):
             ),
             probabilities=array(probabilities),
         ),
+        "infra": InfraValidation(
+            n_images=400,
+            largest_deviation=2e-7,
+            size=12_600_000,
+            load_seconds=0.2,
+            seconds_for_1=0.004,
+            seconds_for_1000=0.21,
+            peak_bytes=700_000_000,
+        ),
         "verdict": verdict("promote", minimum=True),
         "report": Report(
             learning_curves=put_bytes(".png", figures.learning_curves(history)),
@@ -148,7 +158,9 @@ def outcome(**changes):
 def verdict(decision, **checks):
     return Verdict(
         decision=decision,
-        checks=tuple(Check(name=name, passed=passed, detail="0.99 of 0.98") for name, passed in checks.items()),
+        checks=tuple(
+            Check(name=name, passed=passed, on_failure="hold", detail="0.99 of 0.98") for name, passed in checks.items()
+        ),
         champion=None,
     )
 
@@ -474,11 +486,11 @@ def test_the_headline_says_the_verdict_and_what_follows(judged, champion, previo
     [
         (
             Step(name="train", state="reused", seconds=57.5, reused_from="x"),
-            "train     reused from run x (57.5 s then)",
+            "train          reused from run x (57.5 s then)",
         ),
         (
             Step(name="gate", state="computed", seconds=0.1, changes=("a", "b")),
-            "gate      computed in 0.1 s: a; b",
+            "gate           computed in 0.1 s: a; b",
         ),
     ],
 )

@@ -52,7 +52,7 @@ def parameters(sample_npz):
             "agreement_min": 0.6,
         },
         "train": {"epochs": 1, "precision": "float32", "validation_share": 0.1},
-        "gate": {"minimum_accuracy": 0},
+        "gate": {"minimum_accuracy": 0, "maximum_calibration_error": 1},
     }
 
 
@@ -86,9 +86,9 @@ def test_a_run_from_a_shell(deployed, parameters):
 def test_the_command_line_uses_the_same_server_and_store(deployed, parameters):
     start(deployed, parameters, "before-make-train")
     flags = [f"--{key}={json.dumps(value)}" for key, value in parameters.items()]
-    result = deployed.run("python", "-m", "flows", *flags)
+    result = deployed.run("python", "-m", "flows", "train", *flags)
     assert "Starting temporary server" not in result.stderr
-    assert result.stdout.count("reused from run") == 6
+    assert result.stdout.count("reused from run") == 7
 
 
 def test_a_bad_value_is_refused_when_the_run_is_created(deployed):

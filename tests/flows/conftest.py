@@ -53,7 +53,7 @@ def sample(sample_npz) -> dict[str, Any]:
         "ingest": IngestParameters(source="path", path=sample_npz),
         "validation": TINY,
         "train": FAST,
-        "gate": GateParameters(minimum_accuracy=0),
+        "gate": GateParameters(minimum_accuracy=0, maximum_calibration_error=1),
     }
 
 

@@ -24,7 +24,7 @@ def start(prefect_server, home):
 
     def start(*arguments: str, python: tuple[str, ...] = ()) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [sys.executable, *python, "-m", "flows", *arguments],
+            [sys.executable, *python, "-m", "flows", "train", *arguments],
             env=os.environ | {"PREFECT_API_URL": PREFECT_API_URL.value()},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -51,7 +51,7 @@ def test_it_ends_with_a_summary_and_the_next_run_needs_no_heavy_library(start, f
 
     code, output, errors = finish(start(*flags, python=("-X", "importtime")))
     assert code == 0
-    assert output.count("reused from run") == 6
+    assert output.count("reused from run") == 7
     imported = set(re.findall(r"\| +([\w.]+)$", errors, flags=re.MULTILINE))
     assert "mlflow" in imported
     assert imported.isdisjoint({"tensorflow", "keras", "great_expectations", "matplotlib"})

@@ -9,7 +9,7 @@ from artifacts.store import digest_file
 from tasks import ingest
 from tasks.registry import connect
 
-STEPS = ["ingest", "validate", "train", "evaluate", "gate", "report"]
+STEPS = ["ingest", "validate", "train", "evaluate", "infra-validate", "gate", "report"]
 FILES = {
     "data_docs.html",
     "confusion_matrix.png",

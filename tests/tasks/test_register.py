@@ -13,7 +13,9 @@ from artifacts.store import put_bytes
 from tasks.register import register_model
 from tasks.registry import connect, find_champion, read_version, version_by_alias
 
-PROMOTE = Verdict(decision="promote", checks=(Check(name="c", passed=True, detail="d"),), champion=None)
+PROMOTE = Verdict(
+    decision="promote", checks=(Check(name="c", passed=True, on_failure="hold", detail="d"),), champion=None
+)
 HOLD = PROMOTE.model_copy(update={"decision": "hold"})
 
 

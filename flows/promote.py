@@ -1,0 +1,25 @@
+"""The flows by which a person moves the champion: `mnist-promote` to any version, `mnist-rollback` to the last one."""
+
+from typing import Annotated
+
+from prefect import flow
+from pydantic import Field
+
+from tasks.logs import show_errors_in_one_line
+from tasks.promote import promote_version
+
+Reason = Annotated[str, Field(min_length=3, description="Why; kept in the history.")]
+
+
+@flow(name="mnist-promote")
+def promote(version: Annotated[int, Field(ge=1, description="The version to make champion.")], reason: Reason) -> str:
+    """Make a version the champion, after trying it in a fresh interpreter."""
+    show_errors_in_one_line()
+    return f"version {promote_version(version, reason).version} is the champion now"
+
+
+@flow(name="mnist-rollback")
+def rollback(reason: Reason) -> str:
+    """Make the champion before the present one champion again, after trying it in a fresh interpreter."""
+    show_errors_in_one_line()
+    return f"version {promote_version(None, reason).version} is the champion again"

@@ -1,0 +1,80 @@
+"""Promote: moves the champion by a person's word, after the version was tried, with the reason kept."""
+
+import getpass
+import tempfile
+from datetime import UTC, datetime
+
+import numpy as np
+import prefect.runtime
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from artifacts.errors import RegistryError
+from artifacts.records import AliasMove, Version
+from tasks.infra import try_model
+from tasks.logs import run_logger
+from tasks.registry import (
+    CHAMPION,
+    GOLDEN_IMAGES,
+    GOLDEN_PROBABILITIES,
+    connect,
+    exclusive,
+    history,
+    move_alias,
+    version_by_alias,
+    version_by_number,
+)
+
+
+@task(name="promote", cache_policy=NO_CACHE)
+def promote_version(number: int | None, reason: str) -> Version:
+    """Make a version the champion.
+
+    Args:
+        number: The version's number; none for the champion before the present one.
+        reason: Why, for the history.
+
+    Returns:
+        The version, which was tried in a fresh interpreter before the alias moved.
+
+    Raises:
+        RegistryError: Raised if there is no such version, no champion before the present one, or nothing to change.
+        ModelError: Raised if the version doesn't load, or doesn't predict what it did when it was registered.
+    """
+    client = connect()
+    with exclusive():
+        champion = version_by_alias(client, CHAMPION)
+        version = version_by_number(client, previous_champion(history(client)) if number is None else number)
+        if champion == version:
+            raise RegistryError(f"version {version.version} is the champion already; nothing was changed")
+        with tempfile.TemporaryDirectory() as folder:
+            images, expected = (
+                np.load(client.download_artifacts(version.mlflow_run_id, name, folder), allow_pickle=False)
+                for name in (GOLDEN_IMAGES, GOLDEN_PROBABILITIES)
+            )
+        try_model(version.model, images, expected)
+        move_alias(
+            client,
+            AliasMove(
+                at=datetime.now(UTC),
+                by=f"{getpass.getuser()}, flow run {prefect.runtime.flow_run.id}",
+                alias=CHAMPION,
+                before=champion.version if champion else None,
+                after=version.version,
+                why=reason,
+            ),
+        )
+    run_logger().info(f"version {version.version} is the champion now: {reason}")
+    return version
+
+
+def previous_champion(moves: list[AliasMove]) -> int:
+    """The version that was champion before the present one.
+
+    Raises:
+        RegistryError: Raised if there was none.
+    """
+    before = [move.before for move in moves if move.alias == CHAMPION]
+    if not before or before[-1] is None:
+        raise RegistryError("no version was champion before the present one; `make history` shows the moves")
+    return before[-1]

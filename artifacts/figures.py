@@ -121,12 +121,49 @@ def wrong_predictions(
         figure.suptitle(_describe(len(shown), len(wrong)), x=0.03, y=None if rows else 0.65, ha="left")
         for position, index in enumerate(shown, start=1):
             axes = figure.add_subplot(rows, GRID, position)
-            axes.set_axis_off()
-            axes.imshow(images[index], cmap="Greys", vmin=0, vmax=1)
-            axes.set_title(f"Label {labels[index]}, Predict {predictions[index]}", loc="center", size=11)
-            caption = f"{confidence[index]:.1%} sure · no. {index}"
-            axes.text(0.5, -0.04, caption, color=MUTED, ha="center", va="top", transform=axes.transAxes)
+            title = f"Label {labels[index]}, Predict {predictions[index]}"
+            _draw_digit(axes, images[index], title, f"{confidence[index]:.1%} sure · no. {index}")
         return _png(figure)
+
+
+def disagreements(
+    images: npt.NDArray[np.float32],
+    labels: npt.NDArray[Any],
+    predictions: npt.NDArray[Any],
+    champion_predictions: npt.NDArray[Any],
+) -> bytes:
+    """Draw images that only one of two models has right, up to eight that only the champion has, then eight others.
+
+    Args:
+        images: The test images, float32 of shape ``(n, height, width, 1)``, in 0–1.
+        labels: Their labels, of shape ``(n,)``.
+        predictions: The classes that the model predicts, of shape ``(n,)``.
+        champion_predictions: Those that the champion predicts, of shape ``(n,)``.
+    """
+    from matplotlib.figure import Figure
+
+    right, champion_right = predictions == labels, champion_predictions == labels
+    lost, won = np.flatnonzero(~right & champion_right), np.flatnonzero(right & ~champion_right)
+    groups = [(f"Only the champion is right: {len(lost)}", lost), (f"Only this model is right: {len(won)}", won)]
+    with _style():
+        rows = [max(1, math.ceil(min(len(group), 2 * GRID) / GRID)) for _, group in groups]
+        figure = Figure(figsize=(7.6, 1.2 + 2.25 * sum(rows)))
+        parts: Any = figure.subfigures(2, 1, height_ratios=rows)
+        for part, n_rows, (heading, group) in zip(parts, rows, groups, strict=True):
+            part.suptitle(heading, x=0.03, ha="left")
+            part.add_subplot(n_rows, GRID, 1).set_axis_off()  # so that an empty group has its place
+            for position, index in enumerate(group[: 2 * GRID], start=1):
+                axes = part.add_subplot(n_rows, GRID, position)
+                title = f"Label {labels[index]}, Predict {predictions[index]}"
+                _draw_digit(axes, images[index], title, f"champion {champion_predictions[index]} · no. {index}")
+        return _png(figure)
+
+
+def _draw_digit(axes: Axes, image: npt.NDArray[np.float32], title: str, caption: str) -> None:
+    axes.set_axis_off()
+    axes.imshow(image, cmap="Greys", vmin=0, vmax=1)
+    axes.set_title(title, loc="center", size=11)
+    axes.text(0.5, -0.04, caption, color=MUTED, ha="center", va="top", transform=axes.transAxes)
 
 
 def _describe(shown: int, wrong: int) -> str:

@@ -298,6 +298,9 @@ class Report(StepRecord):
     confusion_matrix: StoredFile
     wrong_predictions: StoredFile
     wrong_predictions_csv: StoredFile
+    disagreements: StoredFile | None = Field(
+        default=None, description="Images that only one of model and champion has right, if there is a champion."
+    )
 
 
 class Version(Record):

@@ -55,7 +55,7 @@ def mnist(
             rival = champion.model if champion and champion.model.identity() != training.model.identity() else None
             rival_evaluation = evaluate_model(rival, dataset) if rival else None
             verdict = judge_model(dataset, evaluation, infra, rival_evaluation, gate)
-            report = draw_report(dataset, training, evaluation)
+            report = draw_report(dataset, training, evaluation, rival_evaluation)
             registration = register_model(dataset, training, evaluation, verdict)
         parameters = {"ingest": ingest, "validation": validation, "train": train, "gate": gate}
         return publish_run(parameters, dataset, validated, training, evaluation, infra, verdict, report, registration)

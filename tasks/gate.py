@@ -48,6 +48,10 @@ class GateParameters(BaseModel):
     maximum_latency: float = Field(
         default=0.5, gt=0, description="Time to predict one image above which a model is held, in seconds."
     )
+    hold_for_approval: bool = Field(
+        default=False,
+        description="Hold what passes until a person promotes it, by the deployment mnist-promote/manual.",
+    )
 
 
 @task(name="gate", cache_policy=StepCache(libraries=("numpy", "scipy")))
@@ -70,6 +74,15 @@ def judge_model(
         *check_alone(evaluation, infra, parameters),
         *(check_comparison(comparison, parameters) if comparison else ()),
     ]
+    if parameters.hold_for_approval:
+        checks.append(
+            Check(
+                name="approved",
+                passed=False,
+                on_failure="hold",
+                detail="waits for a person: `make promote VERSION=… REASON=…`, or the deployment mnist-promote/manual",
+            )
+        )
     return Verdict(
         decision=decide(checks),
         checks=tuple(checks),

@@ -103,7 +103,7 @@ def publish_run(
         steps=tuple(describe_step(name, record, folder.name, before.get(name)) for name, record in records.items()),
     )
     folder.mkdir(parents=True, exist_ok=True)
-    for name, file in {
+    files = {
         "validation.json": validation.result,
         "data_docs.html": validation.data_docs,
         "learning_curves.png": drawn.learning_curves,
@@ -112,7 +112,10 @@ def publish_run(
         "wrong_predictions.csv": drawn.wrong_predictions_csv,
         "model.keras": training.model.keras,
         "model.h5": training.model.h5,
-    }.items():
+    }
+    if drawn.disagreements:
+        files["disagreements.png"] = drawn.disagreements
+    for name, file in files.items():
         file.link_to(folder / name)
     for name, content in {
         "history.csv": history_csv(training.history),

@@ -198,3 +198,17 @@ def test_drawing_needs_no_pyplot():
         "sys.exit('matplotlib.pyplot' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_disagreements_show_what_only_one_model_has_right():
+    rng = np.random.default_rng(0)
+    images, labels = rng.random((40, 28, 28, 1), np.float32), np.arange(40) % 10
+    predictions, champion = labels.copy(), labels.copy()
+    predictions[:11] = (labels[:11] + 1) % 10  # the champion alone is right
+    champion[20:23] = (labels[20:23] + 1) % 10  # the model alone is right
+    drawn = figures.disagreements(images, labels, predictions, champion)
+    assert drawn.startswith(b"\x89PNG")
+    assert len(drawn) < 100_000
+    assert drawn == figures.disagreements(images, labels, predictions, champion)
+    assert drawn != figures.disagreements(images, labels, champion, predictions)
+    assert figures.disagreements(images, labels, labels, labels).startswith(b"\x89PNG")

@@ -120,3 +120,10 @@ def test_the_verdict_keeps_the_evidence(dataset, evaluation, infra):
     assert verdict.decision == "hold"
     assert verdict.champion == "f" * 64
     assert (verdict.comparison.won, verdict.comparison.lost, verdict.comparison.n) == ((), (), 100)
+
+
+def test_what_passes_can_wait_for_a_persons_approval(dataset, evaluation, infra):
+    parameters = GateParameters(minimum_accuracy=0, maximum_calibration_error=1, hold_for_approval=True)
+    verdict = judge_model.fn(dataset, evaluation, infra, None, parameters)
+    assert verdict.decision == "hold"
+    assert [check.name for check in verdict.checks if not check.passed] == ["approved"]

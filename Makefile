@@ -1,6 +1,7 @@
 # make train: set up what is missing and run the pipeline.   make help: the other commands.
 PYTHON ?= python3
 BIN := .venv/bin
+export REASON VERSION
 ARGS ?=
 
 .PHONY: help train history rollback promote up down test check bench lock clean
@@ -16,10 +17,10 @@ history: .venv/synced ## Print who or what moved the champion, when and why.
 	@$(BIN)/python -m flows history
 
 rollback: .venv/synced ## Make the champion before the present one champion again: REASON="…"
-	@$(BIN)/python -m flows rollback --reason "$(REASON)"
+	@$(BIN)/python -m flows rollback --reason="$$REASON"
 
 promote: .venv/synced ## Make a version the champion by hand: VERSION=3 REASON="…"
-	@$(BIN)/python -m flows promote --version "$(VERSION)" --reason "$(REASON)"
+	@$(BIN)/python -m flows promote --version="$$VERSION" --reason="$$REASON"
 
 up: .venv/synced ## Start server, worker, deployments and UI.
 	@$(BIN)/python -m flows.server up
@@ -42,7 +43,9 @@ lock: .venv/synced ## Resolve the dependencies of pyproject.toml anew into requi
 
 # The virtual environment, made when it is missing and mended when the lock is newer.
 .venv/synced: requirements.lock
-	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
+		|| { echo "error: Python 3.11, 3.12 or 3.13 is needed; name it: make PYTHON=python3.12 …"; exit 1; }
+	@test -x $(BIN)/pip || $(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
 	@test -x $(BIN)/uv || $(BIN)/pip install --quiet --disable-pip-version-check uv
 	@echo "installing the locked packages into .venv …"
 	@$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes requirements.lock

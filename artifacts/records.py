@@ -179,7 +179,7 @@ class Training(StepRecord):
     n_train: int = Field(description="Images trained on.")
     n_validation: int = Field(description="Images held out of the training data to validate on.")
     precision: str = Field(description="Keras's dtype policy of the fit, e.g. mixed_bfloat16.")
-    fit_seconds: float = Field(description="Wall seconds of the fit, with validation and checkpoints.")
+    fit_seconds: float = Field(description="Wall seconds of the fit, with validation.")
 
     def identity(self) -> dict[str, Any]:
         """What a later step's key holds: the model and its curves, not how long they took."""
@@ -349,12 +349,14 @@ class Registration(StepRecord):
         created: Whether this run registered it; false if it was there already.
         champion: The champion's version after this run, if there is one.
         previous_champion: The champion's version before this run, if there was one.
+        withheld: Why a person replaced this version as champion, if the gate would have it back.
     """
 
     version: Version
     created: bool
     champion: int | None
     previous_champion: int | None
+    withheld: str | None = None
 
 
 class RunSummary(Record):

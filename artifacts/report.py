@@ -118,7 +118,15 @@ class RunReport(Record):
         """The verdict and what follows from it, in one sentence."""
         version, champion = self.registration.version.version, self.registration.champion
         if champion == version == self.registration.previous_champion:
-            return f"Unchanged: version {version} is the champion."
+            failed = [check.name for check in self.verdict.checks if not check.passed]
+            return f"Unchanged: version {version} is the champion" + (
+                f" (failed: {', '.join(failed)})." if failed else "."
+            )
+        if self.registration.withheld is not None:
+            return (
+                f"Withheld: version {version} passes, but a person replaced it ({self.registration.withheld}), "
+                f"and version {champion} remains the champion."
+            )
         failed = [check.name for check in self.verdict.checks if not check.passed]
         sentence = f"{DECISIONS[self.verdict.decision]}: version {version} "
         if champion == version:

@@ -3,7 +3,6 @@
 A setting never changes a result, so it is no part of a cache key. Settings are read when needed, never on import.
 """
 
-import os
 from pathlib import Path
 
 from pydantic import Field, HttpUrl, field_validator
@@ -25,6 +24,11 @@ class Settings(BaseSettings):
     download_timeout_seconds: float = Field(
         default=60.0, gt=0, description="How long the download may be silent, in seconds."
     )
+    mlflow_tracking_uri: str | None = Field(
+        default=None,
+        validation_alias="MLFLOW_TRACKING_URI",
+        description="MLflow's address; none for the SQLite database under `home`.",
+    )
     prefect_port: int = Field(default=4200, ge=1, le=65535, description="Port of `make up`'s Prefect server.")
 
     @field_validator("home")
@@ -35,5 +39,5 @@ class Settings(BaseSettings):
 
     @property
     def tracking_uri(self) -> str:
-        """MLflow's address: ``MLFLOW_TRACKING_URI``, else the SQLite database under ``home``."""
-        return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.home}/mlflow/mlflow.db"
+        """The registry's address, which `mlflow_tracking_uri` may leave open."""
+        return self.mlflow_tracking_uri or f"sqlite:///{self.home}/mlflow/mlflow.db"

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.client import HTTPException
 from urllib.request import urlopen
 
 from dotenv import dotenv_values
@@ -12,7 +13,8 @@ from artifacts.settings import CHECKOUT, Settings
 
 def environment() -> dict[str, str]:
     """What a process that runs the flow needs in its environment; a value that is set there already stays."""
-    home = Settings().home
+    settings = Settings()
+    home = settings.home
     defaults = {
         "MNIST_HOME": str(home),
         "PREFECT_HOME": str(home / "prefect"),
@@ -24,6 +26,8 @@ def environment() -> dict[str, str]:
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "TF_CPP_MIN_LOG_LEVEL": "2",
     }
+    if settings.mlflow_tracking_uri:
+        defaults["MLFLOW_TRACKING_URI"] = settings.mlflow_tracking_uri
     return {name: os.environ.get(name, value) for name, value in defaults.items()}
 
 
@@ -53,5 +57,5 @@ def answers(url: str) -> bool:
     try:
         with urlopen(f"{url}/health", timeout=5) as response:  # noqa: S310 - the address is the user's own
             return bool(response.status == 200)
-    except OSError:
+    except (OSError, HTTPException):
         return False

@@ -14,6 +14,9 @@ from artifacts.settings import CHECKOUT, Settings
 from flows.environment import answers, environment
 
 BIN = Path(sys.executable).parent
+# Where Prefect and our settings look: with it any `prefect …` in the checkout just works.
+DOTENV = CHECKOUT / ".env"
+MARK = "# Written by `make up`, deleted by `make down`.\n"
 
 
 def up() -> int:
@@ -27,11 +30,17 @@ def up() -> int:
     folder.mkdir(parents=True, exist_ok=True)
     api = f"http://127.0.0.1:{settings.prefect_port}/api"
     pid = running_supervisor(folder)
-    if pid is None and answers(api):
-        print(f"error: something else answers at {api}; stop it, or set MNIST_PREFECT_PORT", file=sys.stderr)
+    if pid is None and in_use(settings.prefect_port):
+        print(f"error: port {settings.prefect_port} is in use; free it, or set MNIST_PREFECT_PORT", file=sys.stderr)
         return 1
-    os.environ.update(environment() | server_environment(settings))
-    write_dotenv(environment() | server_environment(settings))
+    if DOTENV.exists() and not DOTENV.read_text().startswith(MARK):
+        print(
+            f"error: {DOTENV} isn't make up's; move your settings to the environment, and the file away",
+            file=sys.stderr,
+        )
+        return 1
+    variables = environment() | server_environment(settings)
+    os.environ.update(variables)
     if pid is None:
         extra = {"MNIST_BIN": str(BIN), "MNIST_WORKER": socket.gethostname()}
         subprocess.run(
@@ -47,6 +56,7 @@ def up() -> int:
             print(f"error: the Prefect server didn't start; see {folder / 'server.log'}", file=sys.stderr)
             return 1
         time.sleep(0.5)
+    write_private(DOTENV, MARK + "".join(f"{name}='{value}'\n" for name, value in variables.items()))
     asyncio.run(deploy())
     print(f"Prefect UI: http://127.0.0.1:{settings.prefect_port}   sign in with the line in {settings.home / 'secret'}")
     print("run it:     prefect deployment run mnist/train --watch   (after `. .venv/bin/activate`)")
@@ -59,6 +69,7 @@ def server_environment(settings: Settings) -> dict[str, str]:
     origin = f"http://127.0.0.1:{settings.prefect_port}"
     secret = read_secret(settings.home / "secret")
     return {
+        "MNIST_PREFECT_PORT": str(settings.prefect_port),
         "PREFECT_API_URL": f"{origin}/api",
         "PREFECT_API_AUTH_STRING": secret,
         "PREFECT_SERVER_API_HOST": "127.0.0.1",
@@ -78,10 +89,10 @@ def read_secret(file: Path) -> str:
     return file.read_text().strip()
 
 
-def write_dotenv(variables: dict[str, str]) -> None:
-    """Write the variables where Prefect and our settings look: any `prefect …` in the checkout then just works."""
-    lines = [f"{name}='{value}'\n" for name, value in variables.items()]
-    write_private(CHECKOUT / ".env", "# Written by `make up`, deleted by `make down`.\n" + "".join(lines))
+def in_use(port: int) -> bool:
+    """Whether something listens on a port of this machine."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def write_private(file: Path, content: str) -> None:
@@ -95,10 +106,11 @@ def running_supervisor(folder: Path) -> int | None:
     """The process id of the supervisor, if one runs."""
     try:
         pid = int((folder / "supervisord.pid").read_text())
-        os.kill(pid, 0)
-    except (FileNotFoundError, ValueError, ProcessLookupError):
+        command = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (OSError, ValueError):
         return None
-    return pid
+    # The file outlives a reboot, and the number may be somebody else's by then.
+    return pid if b"supervisord" in command else None
 
 
 async def deploy() -> None:
@@ -126,9 +138,9 @@ def down() -> int:
         The exit code: 0 if nothing runs any more, 1 if it didn't end in time.
     """
     folder = Settings().home / "server"
-    (CHECKOUT / ".env").unlink(missing_ok=True)
     pid = running_supervisor(folder)
     if pid is None:
+        forget_server()
         print("nothing is running")
         return 0
     os.kill(pid, signal.SIGTERM)
@@ -138,8 +150,15 @@ def down() -> int:
             print(f"error: the supervisor, process {pid}, doesn't end; see {folder}/supervisord.log", file=sys.stderr)
             return 1
         time.sleep(0.2)
+    forget_server()
     print("server and worker are stopped")
     return 0
+
+
+def forget_server() -> None:
+    """Delete `.env`, if it is what `make up` wrote."""
+    if DOTENV.exists() and DOTENV.read_text().startswith(MARK):
+        DOTENV.unlink()
 
 
 if __name__ == "__main__":

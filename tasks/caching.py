@@ -163,13 +163,15 @@ def git_revision() -> str | None:
 
 def code_of(module: str) -> dict[str, str]:
     """Digest by module of the source that `module` depends on: itself and what it imports of the project."""
-    modules = {module} | _imports().find_upstream_modules(module)
-    return {name: _sha256(ast.dump(ast.parse(_source(name)))) for name in sorted(modules)}
+    imports, digests = _code()
+    return {name: digests[name] for name in sorted({module} | imports.find_upstream_modules(module))}
 
 
 @functools.cache
-def _imports() -> grimp.ImportGraph:
-    return grimp.build_graph("tasks", "artifacts", cache_dir=None, exclude_type_checking_imports=True)
+def _code() -> tuple[grimp.ImportGraph, dict[str, str]]:
+    """All modules' imports and digests, read at once: a file saved during a run isn't the code that the run loaded."""
+    imports = grimp.build_graph("tasks", "artifacts", cache_dir=None, exclude_type_checking_imports=True)
+    return imports, {name: _sha256(ast.dump(ast.parse(_source(name)))) for name in imports.modules}
 
 
 def _source(module: str) -> str:

@@ -211,14 +211,25 @@ def _at_least(successes: int, trials: int) -> float:
 
 
 def _not_worse(wins: int, losses: int, n: int, margin: float) -> float:
-    """The p-value of "worse by more than the margin", by the normal approximation for paired proportions."""
+    """The p-value of "worse by at least the margin": the score test for paired proportions.
+
+    After Tango, "Equivalence test and confidence interval for the difference in proportions for the paired-sample
+    design", Statistics in Medicine 17 (1998): the variance is that of the likeliest shares at which the model is worse
+    by just the margin, so that few disagreements prove nothing on few images.
+    """
+    from scipy.optimize import minimize_scalar
+    from scipy.special import xlogy
     from scipy.stats import norm
 
-    difference = (wins - losses) / n
-    deviation = math.sqrt(max((wins + losses) / n - difference**2, 0) / n)
-    if deviation == 0:
-        return 0.0 if difference > -margin else 1.0
-    return float(norm.sf((difference + margin) / deviation))
+    def unlikelihood(share_won: float) -> float:
+        share_lost = share_won + margin
+        return -float(
+            xlogy(wins, share_won) + xlogy(losses, share_lost) + xlogy(n - wins - losses, 1 - share_won - share_lost)
+        )
+
+    share_won = float(minimize_scalar(unlikelihood, bounds=(0, (1 - margin) / 2), options={"xatol": 1e-9}).x)
+    deviation = math.sqrt(max(2 * share_won + margin - margin**2, 1e-12) / n)
+    return float(norm.sf(((wins - losses) / n + margin) / deviation))
 
 
 def images_needed(wins: int, losses: int, n: int, parameters: GateParameters) -> int | None:

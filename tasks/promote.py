@@ -3,6 +3,7 @@
 import getpass
 import tempfile
 from datetime import UTC, datetime
+from pathlib import Path
 
 import numpy as np
 import prefect.runtime
@@ -11,12 +12,14 @@ from prefect.cache_policies import NO_CACHE
 
 from artifacts.errors import RegistryError
 from artifacts.records import AliasMove, Version
+from artifacts.store import digest_file
 from tasks.infra import try_model
 from tasks.logs import run_logger
 from tasks.registry import (
     CHAMPION,
     GOLDEN_IMAGES,
     GOLDEN_PROBABILITIES,
+    MODEL_FILES,
     connect,
     exclusive,
     history,
@@ -48,6 +51,9 @@ def promote_version(number: int | None, reason: str) -> Version:
         if champion == version:
             raise RegistryError(f"version {version.version} is the champion already; nothing was changed")
         with tempfile.TemporaryDirectory() as folder:
+            registered = Path(client.download_artifacts(version.mlflow_run_id, MODEL_FILES["keras"], folder))
+            if digest_file(registered) != version.model.keras.sha256:
+                raise RegistryError(f"the model file of version {version.version} in MLflow was altered; restore it")
             images, expected = (
                 np.load(client.download_artifacts(version.mlflow_run_id, name, folder), allow_pickle=False)
                 for name in (GOLDEN_IMAGES, GOLDEN_PROBABILITIES)
@@ -74,7 +80,10 @@ def previous_champion(moves: list[AliasMove]) -> int:
     Raises:
         RegistryError: Raised if there was none.
     """
-    before = [move.before for move in moves if move.alias == CHAMPION]
-    if not before or before[-1] is None:
+    line: list[int] = []  # of champions, each of which took over from the one before; going back shortens it
+    for move in moves:
+        if move.alias == CHAMPION:
+            line = [*line[: line.index(move.after)], move.after] if move.after in line else [*line, move.after]
+    if len(line) < 2:
         raise RegistryError("no version was champion before the present one; `make history` shows the moves")
-    return before[-1]
+    return line[-2]

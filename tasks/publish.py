@@ -15,6 +15,7 @@ from prefect import Flow, State, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas import FlowRun
+from prefect.logging.loggers import flow_run_logger
 from pydantic import BaseModel
 
 from artifacts import report
@@ -122,11 +123,11 @@ def publish_run(
         "metrics.json": _json(metrics(training, evaluation)),
         "report.html": report.report_html(run),
         "report.md": report.report_markdown(run),
-        "manifest.json": _json(manifest(run, records)),
     }.items():
         write_atomically(folder / name, content)
     for key, (render, description) in ARTIFACTS.items():
         create_markdown_artifact(render(run), key=key, description=description)
+    write_atomically(folder / "manifest.json", _json(manifest(run, records)))
     run_logger().info(f"report: {folder / 'report.html'}")
     return RunSummary(
         flow_run_id=folder.name,
@@ -177,11 +178,11 @@ def describe_step(name: str, record: StepRecord, flow_run_id: str, before: Key |
 def last_keys(folder: Path) -> dict[str, Key]:
     """The keys of the last finished run's steps, by step; none before the first."""
     manifests = [path for path in folder.parent.glob("*/manifest.json") if path.parent != folder]
-    if not manifests:
-        return {}
-    newest = max(manifests, key=lambda path: path.stat().st_mtime)
-    steps = json.loads(newest.read_text(encoding="utf-8")).get("steps", [])
-    return {step["name"]: Key.model_validate(step["key"]) for step in steps if step["key"]}
+    for path in sorted(manifests, key=lambda path: path.stat().st_mtime, reverse=True):
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        if manifest["state"] == "completed":
+            return {step["name"]: Key.model_validate(step["key"]) for step in manifest["steps"] if step["key"]}
+    return {}
 
 
 def digest_code(records: Iterable[StepRecord]) -> str:
@@ -244,11 +245,11 @@ def _json(content: Any) -> str:
 
 def publish_failure(flow: Flow[..., Any], flow_run: FlowRun, state: State) -> None:
     """Log what failed and where its artifacts lie, and leave a manifest that says so; a hook of the flow."""
-    del flow
     folder = run_folder(str(flow_run.id))
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(
         folder / "manifest.json",
         _json({"flow_run_id": str(flow_run.id), "state": state.type.value.lower(), "reason": state.message}),
     )
-    run_logger().error(f"{state.name}: {state.message} Its artifacts: {folder}")
+    # After a crash the worker calls this, outside of the run.
+    flow_run_logger(flow_run, flow).error(f"{state.name}: {state.message} Its artifacts: {folder}")

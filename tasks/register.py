@@ -28,6 +28,7 @@ from tasks.registry import (
     MODEL_FILES,
     REGISTERED_MODEL,
     connect,
+    history,
     move_alias,
     read_version,
     version_by_alias,
@@ -57,9 +58,12 @@ def register_model(dataset: Dataset, training: Training, evaluation: Evaluation,
     created = version is None
     if version is None:
         version = create_version(client, identity, dataset, training, evaluation)
-        move_alias(client, move(CHALLENGER, version_by_alias(client, CHALLENGER), version, "newly registered", verdict))
+    challenger = version_by_alias(client, CHALLENGER)
+    if challenger is None or challenger.version < version.version:
+        move_alias(client, move(CHALLENGER, challenger, version, "newly registered", verdict))
     client.set_model_version_tag(REGISTERED_MODEL, str(version.version), "verdict", verdict.decision)
-    promoted = verdict.decision == "promote" and champion != version
+    withheld = replaced_by_hand(history(client), version)
+    promoted = verdict.decision == "promote" and champion != version and withheld is None
     if promoted:
         reasons = "; ".join(f"{check.name}: {check.detail}" for check in verdict.checks)
         move_alias(client, move(CHAMPION, champion, version, reasons, verdict))
@@ -72,6 +76,7 @@ def register_model(dataset: Dataset, training: Training, evaluation: Evaluation,
         created=created,
         champion=version.version if promoted else champion.version if champion else None,
         previous_champion=champion.version if champion else None,
+        withheld=withheld if verdict.decision == "promote" and champion != version else None,
         origin=origin(),
     )
 
@@ -87,6 +92,17 @@ def move(alias: str, before: Version | None, after: Version, why: str, verdict: 
         why=why,
         verdict=verdict.decision,
     )
+
+
+def replaced_by_hand(moves: list[AliasMove], version: Version) -> str | None:
+    """Why a person took the champion's alias from a version, if that is the last that happened to it.
+
+    What a person decided is undone by a person: otherwise the next nightly run would undo a rollback.
+    """
+    moved = [m for m in moves if m.alias == CHAMPION and version.version in (m.before, m.after)]
+    if moved and moved[-1].before == version.version and moved[-1].verdict is None:
+        return moved[-1].why
+    return None
 
 
 def code_digest(training: Training) -> str:

@@ -93,8 +93,11 @@ def move_alias(client: "MlflowClient", move: AliasMove) -> None:
     """
     from prefect.events import emit_event
 
-    moves = [*history(client), move]
-    client.set_registered_model_tag(REGISTERED_MODEL, f"{HISTORY}{len(moves):06}", move.model_dump_json())
+    moves = history(client)
+    # A retry after a failure between the two writes the line once.
+    if not moves or moves[-1].model_copy(update={"at": move.at}) != move:
+        moves.append(move)
+        client.set_registered_model_tag(REGISTERED_MODEL, f"{HISTORY}{len(moves):06}", move.model_dump_json())
     client.set_registered_model_alias(REGISTERED_MODEL, move.alias, str(move.after))
     client.update_registered_model(REGISTERED_MODEL, description=history_markdown(moves))
     if prefect.runtime.flow_run.id:  # a task called as `task.fn(…)` has no server to tell

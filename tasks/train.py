@@ -1,6 +1,7 @@
 """Train: fit a network to the training split, with a validation split held out of it; the test set is never read."""
 
 import hashlib
+import math
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -11,7 +12,7 @@ from prefect import task
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from artifacts.dataset import Labels, Split, load_train
-from artifacts.errors import DataError
+from artifacts.errors import DataError, ModelError
 from artifacts.records import N_CLASSES, Dataset, Epoch, Model, Training
 from artifacts.store import put
 from tasks.caching import StepCache, origin
@@ -77,12 +78,15 @@ def _arithmetic(dataset: Dataset, parameters: TrainParameters) -> dict[str, str]
     return {"arithmetic": dtype_policy(parameters)}
 
 
-@task(name="train", cache_policy=StepCache(libraries=("keras", "numpy", "tensorflow"), reads=_arithmetic))
+@task(
+    name="train", cache_policy=StepCache(libraries=("keras", "numpy", "scikit-learn", "tensorflow"), reads=_arithmetic)
+)
 def train_model(dataset: Dataset, parameters: TrainParameters) -> Training:
     """Fit the network; the same parameters give the same weights digest on the same kind of machine.
 
     Raises:
         DataError: Raised if the training images are too few to hold a validation split of all classes out of them.
+        ModelError: Raised if the training diverges.
     """
     keras = import_keras()
     train, validation = hold_out(load_train(dataset), parameters.validation_share)
@@ -93,6 +97,11 @@ def train_model(dataset: Dataset, parameters: TrainParameters) -> Training:
     fitted = build(parameters.network, precision)
     history = fit(fitted, train, validation, parameters)
     fit_seconds = time.perf_counter() - started
+    if not all(math.isfinite(epoch.loss) and math.isfinite(epoch.val_loss) for epoch in history):
+        raise ModelError(
+            f"the training diverged at --train.learning_rate {parameters.learning_rate:g}: "
+            "its loss is no number; lower it"
+        )
 
     # Whoever loads the model gets plain float32 arithmetic; the weights are float32 in either policy.
     model = build(parameters.network, "float32")

@@ -13,6 +13,7 @@ for name in [name for name in os.environ if name.startswith(("PREFECT_", "MNIST_
 os.environ |= {
     "MNIST_HOME": str(HOME / "home"),
     "PREFECT_HOME": str(HOME / "prefect"),
+    "PREFECT_RESULTS_LOCAL_STORAGE_PATH": str(HOME / "results"),
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "DO_NOT_TRACK": "1",
     "GX_ANALYTICS_ENABLED": "false",

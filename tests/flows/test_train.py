@@ -121,6 +121,13 @@ def test_bad_data_stop_before_training_and_say_why(run_flow, sample, arrays, tmp
     assert connect().search_registered_models() == []
 
 
+def test_a_failed_run_between_two_others_does_not_hide_what_changed(run_flow, sample, tmp_path):
+    run_flow(**sample)
+    run_flow(**sample | {"ingest": ingest.IngestParameters(source="path", path=tmp_path / "nothing.npz")})
+    seeded = run_flow(**sample | {"train": sample["train"].model_copy(update={"seed": 1})})
+    assert seeded.steps["train"]["changes"] == ["train.seed: 0 → 1"]
+
+
 def test_without_the_scaling_the_run_stops_at_validate(run_flow, sample, monkeypatch):
     import artifacts.dataset
 

@@ -3,7 +3,16 @@
 import numpy as np
 import pytest
 
-from tasks.gate import GateParameters, check_alone, check_comparison, compare, decide, images_needed, judge_model
+from tasks.gate import (
+    GateParameters,
+    _not_worse,
+    check_alone,
+    check_comparison,
+    compare,
+    decide,
+    images_needed,
+    judge_model,
+)
 
 N = 10_000
 DEFAULT = GateParameters()
@@ -127,3 +136,17 @@ def test_what_passes_can_wait_for_a_persons_approval(dataset, evaluation, infra)
     verdict = judge_model.fn(dataset, evaluation, infra, None, parameters)
     assert verdict.decision == "hold"
     assert [check.name for check in verdict.checks if not check.passed] == ["approved"]
+
+
+@pytest.mark.parametrize(("n", "wins"), [(200, 0), (1000, 0), (1000, 3), (10_000, 0), (10_000, 5), (10_000, 40)])
+def test_a_loss_of_the_margin_passes_for_not_worse_at_most_at_its_level(n, wins):
+    parameters, rng = GateParameters(margin=0.001), np.random.default_rng(21)
+    pairs = zip(rng.poisson(wins, 4000), rng.poisson(wins + parameters.margin * n, 4000), strict=True)
+    passed = [_not_worse(int(won), int(lost), n, parameters.margin) <= parameters.alpha for won, lost in pairs]
+    # The score test is an approximation: its level holds to a few tenths of a point, and 4,000 trials show no less.
+    assert np.mean(passed) <= parameters.alpha + 0.02
+
+
+def test_two_models_that_agree_on_few_images_are_not_shown_to_be_alike():
+    assert compare(*models(0, 0, n=100), DEFAULT).p_not_worse > 0.3
+    assert compare(*models(0, 0, n=10_000), DEFAULT).p_not_worse < 0.01

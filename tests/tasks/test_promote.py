@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from artifacts.errors import ModelError, RegistryError
-from artifacts.records import Check, Verdict
-from tasks.promote import promote_version
+from artifacts.records import AliasMove, Check, Verdict
+from tasks.promote import previous_champion, promote_version
 from tasks.register import register_model
 from tasks.registry import connect, find_champion, history
 
@@ -71,3 +71,35 @@ def test_the_history_survives_hostile_reasons(two_versions):
     page = connect().get_registered_model("mnist").description
     assert "<script>" not in page
     assert moves()[-1][3] == "a | b\n<script>alert(1)</script>"
+
+
+def test_the_gate_does_not_undo_what_a_person_did(two_versions, dataset, training, evaluation):
+    promote_version.fn(None, "misreads sevens")
+    other = training.model.model_copy(update={"weights_digest": "f" * 64})
+    again = register_model.fn(dataset, training.model_copy(update={"model": other}), evaluation, PROMOTE)
+    assert (again.version.version, again.champion, again.withheld) == (2, 1, "misreads sevens")
+    assert find_champion.fn().version == 1
+    promote_version.fn(2, "it was the camera")
+    first = register_model.fn(dataset, training, evaluation, PROMOTE)
+    assert (first.version.version, first.champion, first.withheld) == (1, 2, "it was the camera")
+
+
+def test_going_back_twice_goes_back_two():
+    def champion(before, after):
+        return AliasMove(at="2026-01-01T00:00:00Z", by="b", alias="champion", before=before, after=after, why="w")
+
+    moves = [champion(None, 1), champion(1, 2), champion(2, 3)]
+    assert previous_champion(moves) == 2
+    assert previous_champion([*moves, champion(3, 2)]) == 1
+    assert previous_champion([*moves, champion(3, 2), champion(2, 4)]) == 2
+    with pytest.raises(RegistryError, match="no version was champion before"):
+        previous_champion(moves[:1])
+
+
+def test_an_altered_file_in_the_registry_is_not_promoted(two_versions):
+    client = connect()
+    run = client.get_run(client.get_model_version("mnist", "1").run_id)
+    Path(run.info.artifact_uri.removeprefix("file://"), "model/data/model.keras").write_bytes(b"something else")
+    with pytest.raises(RegistryError, match="the model file of version 1 in MLflow was altered"):
+        promote_version.fn(None, "back")
+    assert find_champion.fn().version == 2

@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from artifacts.dataset import load_test, load_train
-from artifacts.errors import DataError
+from artifacts.errors import DataError, ModelError
 from tasks.networks import NETWORKS, import_keras
 from tasks.train import TrainParameters, hold_out, train_model
 from tests.conftest import FAST
@@ -81,3 +81,11 @@ def test_parameters_are_bounded():
     for wrong in ({"epochs": 0}, {"network": "resnet"}, {"precision": "int8"}, {"optimizer": "sgd"}):
         with pytest.raises(ValidationError):
             TrainParameters.model_validate(wrong)
+
+
+def test_a_training_that_diverges_is_said_in_one_line(dataset, training, monkeypatch):
+    # No bounded learning rate makes Keras's clipped loss overflow on the sample.
+    diverged = training.history[0].model_copy(update={"loss": float("nan")})
+    monkeypatch.setattr("tasks.train.fit", lambda *_: (diverged,))
+    with pytest.raises(ModelError, match=r"diverged at --train.learning_rate 0.008: its loss is no number"):
+        train_model.fn(dataset, FAST)

@@ -25,7 +25,11 @@ def start(prefect_server, home):
     def start(*arguments: str, python: tuple[str, ...] = ()) -> subprocess.Popen[str]:
         return subprocess.Popen(
             [sys.executable, *python, "-m", "flows", "train", *arguments],
-            env=os.environ | {"PREFECT_API_URL": PREFECT_API_URL.value()},
+            env=os.environ
+            | {
+                "PREFECT_API_URL": PREFECT_API_URL.value(),
+                "PREFECT_RESULTS_LOCAL_STORAGE_PATH": str(home / "results"),
+            },
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

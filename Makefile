@@ -4,7 +4,7 @@ BIN := .venv/bin
 export REASON VERSION
 ARGS ?=
 
-.PHONY: help train history rollback promote up down test check bench lock clean
+.PHONY: help train history rollback promote up down test check lock
 .DEFAULT_GOAL := help
 
 help: ## Say what there is.

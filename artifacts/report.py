@@ -117,17 +117,15 @@ class RunReport(Record):
     def headline(self) -> str:
         """The verdict and what follows from it, in one sentence."""
         version, champion = self.registration.version.version, self.registration.champion
+        failed = [check.name for check in self.verdict.checks if not check.passed]
+        end = f" (failed: {', '.join(failed)})." if failed else "."
         if champion == version == self.registration.previous_champion:
-            failed = [check.name for check in self.verdict.checks if not check.passed]
-            return f"Unchanged: version {version} is the champion" + (
-                f" (failed: {', '.join(failed)})." if failed else "."
-            )
+            return f"Unchanged: version {version} is the champion{end}"
         if self.registration.withheld is not None:
             return (
                 f"Withheld: version {version} passes, but a person replaced it ({self.registration.withheld}), "
                 f"and version {champion} remains the champion."
             )
-        failed = [check.name for check in self.verdict.checks if not check.passed]
         sentence = f"{DECISIONS[self.verdict.decision]}: version {version} "
         if champion == version:
             sentence += "is the champion"
@@ -137,7 +135,7 @@ class RunReport(Record):
             sentence += "is registered, and there is no champion yet"
         else:
             sentence += f"is registered, and version {champion} remains the champion"
-        return sentence + (f" (failed: {', '.join(failed)})." if failed else ".")
+        return sentence + end
 
     @property
     def key_figures(self) -> dict[str, str]:

@@ -27,6 +27,13 @@ from artifacts.records import Key, Origin
 from artifacts.settings import CHECKOUT, Settings
 
 
+def file_lock(name: str) -> FileLock:
+    """A lock that every process with this ``MNIST_HOME`` shares, and that ends with its holder."""
+    folder = Settings().home / "locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    return FileLock(folder / name, thread_local=False)
+
+
 class FileLockManager(LockManager):
     """Locks cache keys with `flock(2)`, which the kernel releases when a process dies, however it dies.
 
@@ -41,11 +48,6 @@ class FileLockManager(LockManager):
         """Itself: Prefect copies a policy with its lock manager, and the copies must share what is held."""
         return self
 
-    def _lock(self, key: str) -> FileLock:
-        folder = Settings().home / "locks"
-        folder.mkdir(parents=True, exist_ok=True)
-        return FileLock(folder / key, thread_local=False)
-
     def acquire_lock(
         self, key: str, holder: str, acquire_timeout: float | None = None, hold_timeout: float | None = None
     ) -> bool:
@@ -53,7 +55,7 @@ class FileLockManager(LockManager):
         del hold_timeout  # the kernel knows when the holder is gone; nothing has to expire
         if self.is_lock_holder(key, holder):
             return True
-        lock = self._lock(key)
+        lock = file_lock(key)
         try:
             lock.acquire(timeout=-1 if acquire_timeout is None else acquire_timeout)
         except Timeout:
@@ -88,7 +90,7 @@ class FileLockManager(LockManager):
     def wait_for_lock(self, key: str, timeout: float | None = None) -> bool:
         """Wait until the lock is free; false if it isn't after `timeout` seconds."""
         try:
-            with self._lock(key).acquire(timeout=-1 if timeout is None else timeout):
+            with file_lock(key).acquire(timeout=-1 if timeout is None else timeout):
                 return True
         except Timeout:
             return False
@@ -172,6 +174,11 @@ def _code() -> tuple[grimp.ImportGraph, dict[str, str]]:
     """All modules' imports and digests, read at once: a file saved during a run isn't the code that the run loaded."""
     imports = grimp.build_graph("tasks", "artifacts", cache_dir=None, exclude_type_checking_imports=True)
     return imports, {name: _sha256(ast.dump(ast.parse(_source(name)))) for name in imports.modules}
+
+
+def digest_code(code: Mapping[str, str]) -> str:
+    """One digest of some modules' digests."""
+    return _sha256(json.dumps(code, sort_keys=True))
 
 
 def _source(module: str) -> str:

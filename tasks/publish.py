@@ -1,7 +1,6 @@
 """Publish: what a run leaves behind, on its page in the UI and in its folder. Runs always, whatever was reused."""
 
 import csv
-import hashlib
 import io
 import json
 from collections.abc import Callable, Iterable
@@ -36,7 +35,7 @@ from artifacts.records import (
 from artifacts.report import RunReport, Step
 from artifacts.settings import Settings
 from artifacts.store import write_atomically
-from tasks.caching import git_revision
+from tasks.caching import digest_code, git_revision
 from tasks.logs import run_logger
 
 # By key: the artifact's text, and what the Artifacts page says it is.
@@ -98,7 +97,7 @@ def publish_run(
         verdict=verdict,
         report=drawn,
         registration=registration,
-        code_digest=digest_code(records.values()),
+        code_digest=digest_code(code_of_all(records.values())),
         git_revision=git_revision(),
         libraries={name: version(name) for name in LIBRARIES},
         steps=tuple(describe_step(name, record, folder.name, before.get(name)) for name, record in records.items()),
@@ -185,13 +184,13 @@ def last_keys(folder: Path) -> dict[str, Key]:
     return {}
 
 
-def digest_code(records: Iterable[StepRecord]) -> str:
-    """One digest of all the code that made these records."""
+def code_of_all(records: Iterable[StepRecord]) -> dict[str, str]:
+    """Digest by module of all the code that made these records."""
     code: dict[str, str] = {}
     for record in records:
         if record.origin and record.origin.key:
             code |= record.origin.key.code
-    return hashlib.sha256(json.dumps(code, sort_keys=True).encode()).hexdigest()
+    return code
 
 
 def metrics(training: Training, evaluation: Evaluation) -> dict[str, float]:

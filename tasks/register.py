@@ -1,8 +1,6 @@
 """Register: the model into MLflow's registry, as a new version unless it is there, and the verdict carried out."""
 
-import hashlib
 import importlib.metadata
-import json
 import shutil
 import tempfile
 from datetime import UTC, datetime
@@ -17,7 +15,7 @@ from prefect.cache_policies import NO_CACHE
 from artifacts.dataset import load_test, read_array
 from artifacts.records import AliasMove, Dataset, Evaluation, Registration, Training, Verdict, Version
 from artifacts.settings import Settings
-from tasks.caching import origin
+from tasks.caching import digest_code, origin
 from tasks.logs import run_logger
 from tasks.networks import import_keras
 from tasks.registry import (
@@ -51,7 +49,8 @@ def register_model(dataset: Dataset, training: Training, evaluation: Evaluation,
     identity = {
         "weights_digest": training.model.weights_digest,
         "data_digest": dataset.digest,
-        "code_digest": code_digest(training),
+        # The code that trained it; of none where the task was called without a run.
+        "code_digest": digest_code(training.origin.key.code if training.origin and training.origin.key else {}),
     }
     champion = version_by_alias(client, CHAMPION)
     version = version_by_tags(client, identity)
@@ -103,12 +102,6 @@ def replaced_by_hand(moves: list[AliasMove], version: Version) -> str | None:
     if moved and moved[-1].before == version.version and moved[-1].verdict is None:
         return moved[-1].why
     return None
-
-
-def code_digest(training: Training) -> str:
-    """One digest of the code that trained the model; of none where the task was called without a run."""
-    code = training.origin.key.code if training.origin and training.origin.key else {}
-    return hashlib.sha256(json.dumps(code, sort_keys=True).encode()).hexdigest()
 
 
 def create_version(

@@ -19,6 +19,7 @@ from artifacts.records import AliasMove, Model, Version
 from artifacts.report import escape_markdown
 from artifacts.settings import Settings
 from artifacts.store import put
+from tasks.caching import file_lock
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -48,9 +49,7 @@ def connect() -> "MlflowClient":
 
 def exclusive() -> FileLock:
     """The lock that is held from reading who the champion is until a verdict that relies on it is carried out."""
-    folder = Settings().home / "locks"
-    folder.mkdir(parents=True, exist_ok=True)
-    return FileLock(folder / "registry")
+    return file_lock("registry")
 
 
 @task(name="find-champion", cache_policy=NO_CACHE, retries=3, retry_delay_seconds=[1, 5, 25], retry_jitter_factor=0.5)

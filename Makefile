@@ -29,7 +29,7 @@ down: .venv/synced ## Stop what `make up` started.
 	@$(BIN)/python -m flows.server down
 
 test: .venv/synced browser ## Run the tests.
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 check: .venv/synced ## Format, lint, types, import directions.
 	$(BIN)/ruff format --check .

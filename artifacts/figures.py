@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from artifacts.records import Epoch
+from artifacts.records import Case, Epoch, Slice
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,6 +28,7 @@ CARD, INK, MUTED, FAINT = "#FBFBFA", "#24292F", "#5D646D", "#D9DCDF"
 
 DOTS_PER_INCH = 160  # an inch is meant to be shown 80 pixels wide
 GRID = 4
+N_BINS = 15  # of confidence, as in the calibration error
 
 
 def learning_curves(history: Sequence[Epoch]) -> bytes:
@@ -96,34 +97,159 @@ def confusion_matrix(matrix: Sequence[Sequence[int]]) -> bytes:
         return _png(figure)
 
 
-def wrong_predictions(
-    images: npt.NDArray[np.float32],
-    labels: npt.NDArray[Any],
-    predictions: npt.NDArray[Any],
-    confidence: npt.NDArray[Any],
-) -> bytes:
-    """Draw the 16 most confident wrong predictions in a 4×4 grid, as PNG.
+def wrong_predictions(images: npt.NDArray[np.float32], cases: Sequence[Case]) -> bytes:
+    """Draw the first 16 wrong predictions in a 4×4 grid, each with its probable cause, as PNG.
 
     Args:
         images: The test images, float32 of shape ``(n, height, width, 1)``, in 0–1.
-        labels: Their labels, of shape ``(n,)``.
-        predictions: The classes predicted, of shape ``(n,)``.
-        confidence: The probability of each prediction, of shape ``(n,)``, in 0–1.
+        cases: The wrong predictions, the most instructive first.
     """
     from matplotlib.figure import Figure
 
-    wrong = most_confident_wrong(labels, predictions, confidence)
-    shown = wrong[: GRID**2]
+    shown = cases[: GRID**2]
     with _style():
         rows = math.ceil(len(shown) / GRID)
-        figure = Figure(figsize=(7.6, 0.6 + 2.25 * rows))
+        figure = Figure(figsize=(7.6, 0.6 + 2.4 * rows))
         # Without images below it, the layout wouldn't keep the title off the edge.
-        figure.suptitle(_describe(len(shown), len(wrong)), x=0.03, y=None if rows else 0.65, ha="left")
-        for position, index in enumerate(shown, start=1):
+        figure.suptitle(_describe(len(shown), len(cases)), x=0.03, y=None if rows else 0.65, ha="left")
+        for position, case in enumerate(shown, start=1):
             axes = figure.add_subplot(rows, GRID, position)
-            title = f"Label {labels[index]}, Predict {predictions[index]}"
-            _draw_digit(axes, images[index], title, f"{confidence[index]:.1%} sure · no. {index}")
+            guess = case.guesses[0]
+            title = f"Label {case.label}, Predict {guess.label}"
+            _draw_digit(
+                axes, images[case.index], title, f"{case.cause}\n{guess.probability:.1%} sure · no. {case.index}"
+            )
         return _png(figure)
+
+
+def robustness(slices: Sequence[Slice], champion: Sequence[Slice]) -> bytes:
+    """Draw the share of wrong predictions by slice, with 95 % confidence intervals, as PNG.
+
+    Args:
+        slices: The model's figures.
+        champion: Those of the champion that it is compared with; empty if there is none.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter
+
+    rival = {(one.kind, one.name): one for one in champion}
+    with _style():
+        figure = Figure(figsize=(7.6, 1.1 + 0.27 * len(slices)))
+        axes = figure.subplots()
+        heights, kinds = [], [one.kind for one in slices]
+        for n, kind in enumerate(kinds):
+            heights.append(n + 0.8 * len(dict.fromkeys(kinds[: n + 1])))
+            if n == 0 or kind != kinds[n - 1]:
+                heading = {"digit": "digit", "change": "all test images, changed"}.get(kind, kind)
+                axes.text(
+                    -0.01,
+                    heights[-1] - 0.85,
+                    heading,
+                    color=INK,
+                    weight="bold",
+                    ha="right",
+                    va="center",
+                    transform=axes.get_yaxis_transform(),
+                )
+        for one, height in zip(slices, heights, strict=True):
+            other = rival.get((one.kind, one.name))
+            if other:
+                _draw_interval(axes, other, height + 0.22, VERMILION, "s", "champion")
+            _draw_interval(axes, one, height - (0.12 if other else 0), BLUE, "o", "this model")
+        axes.set_yticks(heights, [one.name for one in slices])
+        axes.set_ylim(heights[-1] + 0.8, heights[0] - 1.4)
+        axes.tick_params(axis="y", length=0)
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g} %"))
+        axes.set_xlabel("predicted wrong, with 95 % confidence interval (logarithmic)")
+        axes.grid(visible=True, axis="x")
+        handles, names = axes.get_legend_handles_labels()
+        unique = dict(zip(names, handles, strict=True))
+        if rival:
+            axes.legend(unique.values(), unique.keys(), loc="upper right")
+        return _png(figure)
+
+
+def _draw_interval(axes: Axes, one: Slice, height: float, color: str, marker: str, name: str) -> None:
+    # A slice without an error has no place on a logarithmic axis but its interval's upper end.
+    floor = 100 / (one.n + 1) / 2
+    error = max(100 * (1 - one.accuracy), floor)
+    axes.plot([max(100 * (1 - one.high), floor), 100 * (1 - one.low)], [height, height], color=color, linewidth=1.4)
+    axes.plot([error], [height], marker, color=color, markersize=4.5, label=name)
+
+
+def confidence(
+    labels: npt.NDArray[Any],
+    probabilities: npt.NDArray[np.floating],
+    uncalibrated: npt.NDArray[np.floating],
+    n_for_a_person: int,
+) -> bytes:
+    """Draw the reliability diagram before and after calibration, and what handing images to a person gains, as PNG.
+
+    Args:
+        labels: Labels of the test images, of shape ``(n,)``.
+        probabilities: The model's probabilities, of shape ``(n, 10)``.
+        uncalibrated: Those that it had before temperature scaling, of the same shape.
+        n_for_a_person: Images to hand over so that 99.9 % of the rest are right.
+    """
+    from matplotlib.figure import Figure
+
+    with _style():
+        figure = Figure(figsize=(9.5, 4.0))
+        left, right = figure.subplots(1, 2)
+        left.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=":")
+        for values, color, marker, name in (
+            (uncalibrated, VERMILION, "s", "before temperature scaling"),
+            (probabilities, BLUE, "o", "the model"),
+        ):
+            sure, accuracy, low, high = _reliability(values.max(axis=1), values.argmax(axis=1) == labels)
+            left.vlines(sure, low, high, color=color, linewidth=1, alpha=0.6)
+            left.plot(sure, accuracy, marker, color=color, markersize=5, label=name)
+        left.set_title("Is it as right as it is sure?")
+        left.set_xlabel("confidence (mean of a bin)")
+        left.set_ylabel("accuracy, with 95 % interval")
+        left.set_xlim(0, 1.02)
+        left.set_ylim(0, 1.02)
+        left.grid(visible=True)
+        left.legend(loc="lower right")
+        _draw_handing_over(right, probabilities.max(axis=1), probabilities.argmax(axis=1) == labels, n_for_a_person)
+        return _png(figure)
+
+
+def _reliability(sure: npt.NDArray[np.floating], right: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
+    from scipy.stats import binomtest
+
+    rows = []
+    for k in range(N_BINS):
+        inside = np.minimum((sure * N_BINS).astype(int), N_BINS - 1) == k
+        if inside.any():
+            interval = binomtest(int(right[inside].sum()), int(inside.sum())).proportion_ci(0.95, method="wilson")
+            rows.append((sure[inside].mean(), right[inside].mean(), interval.low, interval.high))
+    return np.array(rows, np.float64).T
+
+
+def _draw_handing_over(
+    axes: Axes, sure: npt.NDArray[np.floating], right: npt.NDArray[np.bool_], n_for_a_person: int
+) -> None:
+    n = len(right)
+    surest_first = right[np.argsort(-sure, kind="stable")]
+    errors = 100 * (1 - np.cumsum(surest_first) / np.arange(1, n + 1))
+    handed_over = 100 * (1 - np.arange(1, n + 1) / n)
+    axes.plot(handed_over, errors, color=BLUE)
+    axes.axhline(0.1, color=MUTED, linewidth=1, linestyle=":")
+    axes.plot([100 * n_for_a_person / n], [0.1], "o", color=VERMILION, markersize=6)
+    axes.annotate(
+        f"99.9 % right: hand over {n_for_a_person:,} of {n:,}",
+        (100 * n_for_a_person / n, 0.1),
+        xytext=(10, 10),
+        textcoords="offset points",
+    )
+    axes.set_title("What asking a person gains")
+    axes.set_xlabel("handed to a person, the least sure first (%)")
+    axes.set_ylabel("wrong among the rest (%)")
+    axes.set_xlim(0, max(10.0, 200 * n_for_a_person / n))
+    axes.set_ylim(bottom=0)
+    axes.grid(visible=True)
 
 
 def disagreements(
@@ -172,42 +298,35 @@ def _describe(shown: int, wrong: int) -> str:
     if wrong == 1:
         return "The only wrong prediction"
     if shown == wrong:
-        return f"All {wrong} wrong predictions, the most confident first"
-    return f"The {shown} most confident of {wrong:,} wrong predictions"
+        return f"All {wrong} wrong predictions, the clearest of each cause first"
+    return f"{shown} of {wrong:,} wrong predictions, the clearest of each cause first"
 
 
-def most_confident_wrong(
-    labels: npt.NDArray[Any], predictions: npt.NDArray[Any], confidence: npt.NDArray[Any]
-) -> npt.NDArray[np.intp]:
-    """Indices of the wrong predictions, the most confident first, equal ones by index."""
-    wrong = np.flatnonzero(labels != predictions)
-    return wrong[np.argsort(-confidence[wrong], kind="stable")]
-
-
-def thumbnail(image: npt.NDArray[np.float32]) -> bytes:
-    """One image, of shape ``(height, width, 1)`` in 0–1, as a PNG of as many pixels: dark ink on white."""
+def thumbnail(image: npt.NDArray[np.uint8]) -> bytes:
+    """One image, uint8 of shape ``(height, width)``, as a PNG of as many pixels: dark ink on white."""
     from PIL import Image
 
-    pixels = np.rint((1 - image[..., 0]) * 255).astype(np.uint8)
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="PNG", optimize=True)
+    Image.fromarray(255 - image).save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()
 
 
-def wrong_predictions_csv(labels: npt.NDArray[Any], probabilities: npt.NDArray[np.float32]) -> bytes:
+def wrong_predictions_csv(cases: Sequence[Case], probabilities: npt.NDArray[np.float32]) -> bytes:
     """Write the wrong predictions as CSV, the most confident first.
 
     Args:
-        labels: The labels of the test images, of shape ``(n,)``.
-        probabilities: Their softmax outputs, of shape ``(n, 10)``.
+        cases: The wrong predictions.
+        probabilities: The probabilities of all test images, of shape ``(n, 10)``.
     """
-    predictions, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["index", "label", "prediction", "confidence", *(f"p{i}" for i in range(probabilities.shape[1]))])
-    for index in most_confident_wrong(labels, predictions, confidence):
-        numbers = (confidence[index], *probabilities[index])
-        writer.writerow([index, labels[index], predictions[index], *(f"{number:.7g}" for number in numbers)])
+    classes = (f"p{i}" for i in range(probabilities.shape[1]))
+    writer.writerow(["index", "label", "prediction", "confidence", "cause", "status", *classes])
+    for case in sorted(cases, key=lambda case: (-case.guesses[0].probability, case.index)):
+        row = probabilities[case.index]
+        numbers = [f"{number:.7g}" for number in (row.max(), *row)]
+        prediction = case.guesses[0].label
+        writer.writerow([case.index, case.label, prediction, numbers[0], case.cause, case.status or "", *numbers[1:]])
     return text.getvalue().encode()
 
 

@@ -179,6 +179,9 @@ class Training(StepRecord):
     n_train: int = Field(description="Images trained on.")
     n_validation: int = Field(description="Images held out of the training data to validate on.")
     precision: str = Field(description="Keras's dtype policy of the fit, e.g. mixed_bfloat16.")
+    temperature: float = Field(
+        description="What the logits were divided by to calibrate the model, on its validation split."
+    )
     fit_seconds: float = Field(description="Wall seconds of the fit, with validation.")
 
     def identity(self) -> dict[str, Any]:
@@ -210,6 +213,7 @@ class Evaluation(StepRecord):
         n_test: Test images.
         n_wrong: Test images predicted wrong.
         expected_calibration_error: See `tasks.evaluate.expected_calibration_error`, in 0–1.
+        n_for_a_person: Test images to hand to a person, the least sure first, so that of the rest 99.9 % are right.
         confusion_matrix: Counts, a row for each label and a column for each prediction.
         classes: Figures by class.
         probabilities: Softmax outputs as a ``.npy`` file, float32 of shape ``(n_test, 10)``.
@@ -222,9 +226,125 @@ class Evaluation(StepRecord):
     n_test: int
     n_wrong: int
     expected_calibration_error: float
+    n_for_a_person: int
     confusion_matrix: tuple[tuple[int, ...], ...]
     classes: tuple[ClassMetrics, ...]
     probabilities: StoredFile
+
+
+class LabelCheck(StepRecord):
+    """What models that never saw a training image say of its label.
+
+    Attributes:
+        data_digest: The data whose training labels were looked at.
+        n_wrong: Training images whose label isn't what such a model predicts.
+        n_suspects: Those of them that cleanlab takes for label errors.
+        csv: All of them, the likeliest label errors first: index, label, prediction, quality (0 bad, 1 good), suspect.
+        images: The first of those images, uint8 of shape ``(n, height, width)``.
+    """
+
+    data_digest: str
+    n_wrong: int
+    n_suspects: int
+    csv: StoredFile
+    images: StoredFile
+
+
+class Slice(Record):
+    """How a model does on a part of the test images, or on all of them changed.
+
+    Attributes:
+        kind: What the images have in common: ``digit``, ``stroke``, ``slant``, ``size`` or ``change``.
+        name: The part or the change, in words.
+        n: Images.
+        n_right: Images predicted right.
+        low: Lower end of the 95 % confidence interval of the accuracy (Wilson), in 0–1.
+        high: Its upper end.
+    """
+
+    kind: Literal["digit", "stroke", "slant", "size", "change"]
+    name: str
+    n: int
+    n_right: int
+    low: float
+    high: float
+
+    @property
+    def accuracy(self) -> float:
+        """Share of the images predicted right, in 0–1."""
+        return self.n_right / self.n
+
+
+class Robustness(StepRecord):
+    """How a model does on slices of the test set and on changed test images.
+
+    Attributes:
+        weights_digest: The model.
+        data_digest: The data whose test set it is.
+        slices: The figures, by kind.
+        right: By slice and test image, int8 of shape ``(len(slices), n_test)``: 1 right, 0 wrong, -1 not in the slice.
+    """
+
+    weights_digest: str
+    data_digest: str
+    slices: tuple[Slice, ...]
+    right: StoredFile
+
+
+Cause = Literal["label error", "ambiguous", "confusable pair", "atypical", "unexplained"]
+
+
+class Guess(Record):
+    """A class and its probability, in 0–1."""
+
+    label: int
+    probability: float
+
+
+class Neighbour(Record):
+    """A training image, and how far it is from a test image: cosine distance of their features, in 0–2."""
+
+    index: int
+    label: int
+    distance: float
+
+
+class Case(Record):
+    """A wrong prediction and its probable cause.
+
+    Attributes:
+        index: The test image.
+        label: Its label.
+        cause: See `tasks.explain`.
+        evidence: What speaks for the cause, in words.
+        status: ``new`` if the champion has the image right, ``shared`` if not; none if there is no other champion.
+        guesses: The three most probable classes, the prediction first.
+        neighbours: The three nearest training images, the nearest first.
+    """
+
+    index: int
+    label: int
+    cause: Cause
+    evidence: str
+    status: Literal["new", "shared"] | None
+    guesses: tuple[Guess, ...]
+    neighbours: tuple[Neighbour, ...]
+
+
+class Explanation(StepRecord):
+    """Why a model's wrong predictions are wrong, probably.
+
+    Attributes:
+        causes: How many there are of each cause; all causes, in the order in which they are looked for.
+        cases: All wrong predictions, as a JSON list of `Case`, the most instructive first.
+        images: For the first of them, uint8 of shape ``(n, 4, height, width)``: the test image and its neighbours.
+        suspects: The test images that most look mislabelled, predicted right or wrong, as CSV.
+    """
+
+    causes: dict[Cause, int]
+    cases: StoredFile
+    images: StoredFile
+    suspects: StoredFile
 
 
 class InfraValidation(StepRecord):
@@ -298,6 +418,8 @@ class Report(StepRecord):
     confusion_matrix: StoredFile
     wrong_predictions: StoredFile
     wrong_predictions_csv: StoredFile
+    robustness: StoredFile
+    confidence: StoredFile
     disagreements: StoredFile | None = Field(
         default=None, description="Images that only one of model and champion has right, if there is a champion."
     )
@@ -357,6 +479,26 @@ class Registration(StepRecord):
     champion: int | None
     previous_champion: int | None
     withheld: str | None = None
+
+
+class Results(Record):
+    """What the steps of a run returned."""
+
+    dataset: Dataset
+    validation: Validation
+    labels: LabelCheck
+    training: Training
+    evaluation: Evaluation
+    robustness: Robustness
+    infra: InfraValidation
+    verdict: Verdict
+    explanation: Explanation
+    report: Report
+    registration: Registration
+    champion: Evaluation | None = Field(
+        description="Of the champion that the model was compared with, if there is one."
+    )
+    champion_robustness: Robustness | None = None
 
 
 class RunSummary(Record):

@@ -15,24 +15,25 @@ from typing import Any, Literal
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
+from pydantic import TypeAdapter
 
-from artifacts.dataset import read_array, scale
+from artifacts.dataset import read_array
 from artifacts.figures import thumbnail
-from artifacts.records import (
-    Dataset,
-    Evaluation,
-    InfraValidation,
-    Record,
-    Registration,
-    Report,
-    Training,
-    Validation,
-    Verdict,
-)
+from artifacts.records import Case, Evaluation, LabelCheck, Record, Results, Slice, Validation
 from artifacts.store import StoredFile
 
 DECISIONS = {"promote": "Promoted", "hold": "Held back", "reject": "Rejected"}
 ARTIFACT_ROWS = 50  # an artifact is stored twice and listed whole; the rest is in the CSV
+LABEL_ROWS = 10
+N_PICTURED = 40  # of the images that only this model has right
+CAUSES = {
+    "label error": "the label is probably wrong: model and nearest training images agree on another digit",
+    "ambiguous": "two digits are nearly equally probable",
+    "confusable pair": "one of two digits that the model often takes for each other",
+    "atypical": "far from all training images",
+    "unexplained": "none of these",
+}
+_CASES = TypeAdapter(list[Case])
 
 
 class Step(Record):
@@ -73,16 +74,7 @@ class Confusion(Record):
     times: int
 
 
-class WrongPrediction(Record):
-    """A row of the CSV of wrong predictions, without the probabilities of the other classes."""
-
-    index: int
-    label: int
-    prediction: int
-    confidence: float
-
-
-class RunReport(Record):
+class RunReport(Results):
     """Everything that the report of a run says.
 
     Attributes:
@@ -100,14 +92,6 @@ class RunReport(Record):
     name: str
     started: datetime
     parameters: dict[str, dict[str, Any]]
-    dataset: Dataset
-    validation: Validation
-    training: Training
-    evaluation: Evaluation
-    infra: InfraValidation
-    verdict: Verdict
-    report: Report
-    registration: Registration
     code_digest: str
     git_revision: str | None
     libraries: dict[str, str]
@@ -140,13 +124,18 @@ class RunReport(Record):
     @property
     def key_figures(self) -> dict[str, str]:
         """The figures to look at first, by name."""
-        evaluation = self.evaluation
-        return {
-            "Test accuracy": f"{evaluation.accuracy:.4f}",
-            "Wrong predictions": f"{evaluation.n_wrong:,} of {evaluation.n_test:,}",
-            "Test loss": f"{evaluation.loss:.4f}",
-            "Calibration error (ECE)": f"{evaluation.expected_calibration_error:.4f}",
-        }
+        return describe_evaluation(self.evaluation)
+
+    @property
+    def champion_figures(self) -> dict[str, str]:
+        """The same of the champion that the model was compared with; empty if there is none."""
+        return describe_evaluation(self.champion) if self.champion else {}
+
+    def champion_accuracy(self, one: Slice) -> str:
+        """The champion's accuracy on a slice; empty if it wasn't measured there."""
+        rival = self.champion_robustness.slices if self.champion_robustness else ()
+        found = [f"{other.accuracy:.4f}" for other in rival if (other.kind, other.name) == (one.kind, one.name)]
+        return found[0] if found else ""
 
     @property
     def model_facts(self) -> dict[str, str]:
@@ -158,6 +147,7 @@ class RunReport(Record):
             "Network": f"{model.network}, {model.n_parameters:,} parameters",
             "Trained on": f"{training.n_train:,} images; {training.n_validation:,} held out to validate on",
             "Epochs": f"{training.history[-1].epoch:g}",
+            "Calibration": f"logits divided by {training.temperature:.3f}, fitted on the held-out images",
             "Fit": f"{training.fit_seconds:.1f} s in {training.precision}",
             "Fresh interpreter": f"loads in {infra.load_seconds:.1f} s without this project and a network, "
             f"predicts as evaluated to {infra.largest_deviation:.1g}",
@@ -197,20 +187,45 @@ class RunReport(Record):
         return sorted(confusions, key=lambda confusion: -confusion.times)
 
     @property
-    def wrong_predictions(self) -> list[WrongPrediction]:
-        """The wrong predictions, the most confident first."""
-        rows = csv.DictReader(self.report.wrong_predictions_csv.read_bytes().decode().splitlines())
-        return [
-            WrongPrediction.model_validate({name: row[name] for name in WrongPrediction.model_fields}) for row in rows
-        ]
+    def cases(self) -> list[Case]:
+        """The wrong predictions, the most instructive first."""
+        return _CASES.validate_json(self.explanation.cases.read_bytes())
+
+    @property
+    def suspects(self) -> list[dict[str, str]]:
+        """The training images whose labels look wrong, the likeliest first; rows of the CSV."""
+        return suspects(self.labels)
+
+
+def describe_evaluation(evaluation: Evaluation) -> dict[str, str]:
+    """A model's figures on the test set, by name."""
+    return {
+        "Test accuracy": f"{evaluation.accuracy:.4f}",
+        "Wrong predictions": f"{evaluation.n_wrong:,} of {evaluation.n_test:,}",
+        "Test loss": f"{evaluation.loss:.4f}",
+        "Calibration error (ECE)": f"{evaluation.expected_calibration_error:.4f}",
+        "Ask a person": f"{evaluation.n_for_a_person:,} for 99.9 %",
+    }
+
+
+def suspects(labels: LabelCheck) -> list[dict[str, str]]:
+    """The training images whose labels look wrong, the likeliest first: index, label, prediction, quality."""
+    rows = csv.DictReader(labels.csv.read_bytes().decode().splitlines())
+    return [row for row in rows if row["suspect"] == "True"]
 
 
 def report_html(run: RunReport) -> str:
     """The whole report as one page that needs nothing else: pictures and styles are inside, there is no script."""
-    wrong = run.wrong_predictions
-    images = scale(read_array(run.dataset.x_test)[[row.index for row in wrong]])
+    pictures = [[thumbnail(image) for image in images] for images in read_array(run.explanation.images)]
+    labels = zip(suspects(run.labels), map(thumbnail, read_array(run.labels.images)), strict=False)
+    won = run.verdict.comparison.won[:N_PICTURED] if run.verdict.comparison else ()
+    x_test, y_test = (read_array(array) for array in (run.dataset.x_test, run.dataset.y_test)) if won else ((), ())
     return _HTML.get_template("report.html").render(
-        run=run, wrong=list(zip(wrong, map(thumbnail, images), strict=True))
+        run=run,
+        causes=CAUSES,
+        cases=list(zip(run.cases, pictures, strict=False)),
+        mislabelled=list(labels),
+        won=[(index, y_test[index], thumbnail(x_test[index])) for index in won],
     )
 
 
@@ -224,9 +239,14 @@ def summary(run: RunReport) -> str:
     return _markdown("summary", run)
 
 
-def data_validation(validation: Validation) -> str:
-    """The artifact `data-validation`: each expectation and what was observed; all there is of a run that it stops."""
-    return _MARKDOWN.get_template("data_validation.md").render(validation=validation)
+def data_validation(validation: Validation, labels: LabelCheck | None = None) -> str:
+    """The artifact `data-validation`: each expectation and what was observed; all there is of a run that it stops.
+
+    If it doesn't stop the run, the training labels that look wrong too.
+    """
+    return _MARKDOWN.get_template("data_validation.md").render(
+        validation=validation, labels=labels, suspects=suspects(labels)[:LABEL_ROWS] if labels else ()
+    )
 
 
 def learning_curves(run: RunReport) -> str:
@@ -240,8 +260,18 @@ def confusion_matrix(run: RunReport) -> str:
 
 
 def wrong_predictions(run: RunReport) -> str:
-    """The artifact `wrong-predictions`: the grid, and a table of the most confident ones."""
+    """The artifact `wrong-predictions`: the grid, the causes, and a table of the most instructive ones."""
     return _markdown("wrong_predictions", run)
+
+
+def robustness(run: RunReport) -> str:
+    """The artifact `robustness`: the picture and the figures by slice and change."""
+    return _markdown("robustness", run)
+
+
+def confidence(run: RunReport) -> str:
+    """The artifact `confidence`: the reliability diagram, and how many images to hand to a person."""
+    return _markdown("confidence", run)
 
 
 def model_card(run: RunReport) -> str:
@@ -263,9 +293,15 @@ def escape_markdown(value: object) -> str:
 
 
 def _markdown(template: str, run: RunReport, *, embed: bool = True) -> str:
-    rows = run.wrong_predictions
+    cases = run.cases
     return _MARKDOWN.get_template(f"{template}.md").render(
-        run=run, embed=embed, wrong=rows[:ARTIFACT_ROWS] if embed else rows
+        run=run,
+        embed=embed,
+        causes=CAUSES,
+        cases=cases[:ARTIFACT_ROWS] if embed else cases,
+        validation=run.validation,
+        labels=run.labels,
+        suspects=run.suspects[:LABEL_ROWS],
     )
 
 

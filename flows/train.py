@@ -7,16 +7,19 @@ from prefect.settings import PREFECT_TASKS_REFRESH_CACHE, temporary_settings
 from pydantic import Field
 
 from artifacts.errors import ValidationError
-from artifacts.records import RunSummary
+from artifacts.records import Results, RunSummary
 from tasks.evaluate import evaluate_model
+from tasks.explain import explain_errors
 from tasks.gate import GateParameters, judge_model
 from tasks.infra import validate_infra
 from tasks.ingest import IngestParameters, ingest_data
+from tasks.labels import check_labels
 from tasks.logs import show_errors_in_one_line
 from tasks.publish import publish_failure, publish_run, publish_validation
 from tasks.register import register_model
 from tasks.registry import exclusive, find_champion
 from tasks.report import draw_report
+from tasks.robustness import measure_robustness
 from tasks.train import TrainParameters, train_model
 from tasks.validate import ValidateParameters, validate_data
 
@@ -46,16 +49,38 @@ def mnist(
         except ValidationError as error:
             publish_validation(error.validation)
             raise
+        labels = check_labels(dataset)
         training = train_model(dataset, train)
         evaluation = evaluate_model(training.model, dataset)
+        robustness = measure_robustness(training.model, dataset)
         infra = validate_infra(training.model, dataset, evaluation)
         with exclusive():
             champion = find_champion()
             # A model is not compared with itself.
             rival = champion.model if champion and champion.model.identity() != training.model.identity() else None
             rival_evaluation = evaluate_model(rival, dataset) if rival else None
-            verdict = judge_model(dataset, evaluation, infra, rival_evaluation, gate)
-            report = draw_report(dataset, training, evaluation, rival_evaluation)
+            rival_robustness = measure_robustness(rival, dataset) if rival else None
+            verdict = judge_model(dataset, evaluation, infra, robustness, rival_evaluation, rival_robustness, gate)
+            explanation = explain_errors(training.model, dataset, evaluation, rival_evaluation)
+            report = draw_report(
+                dataset, training, evaluation, robustness, explanation, rival_evaluation, rival_robustness
+            )
             registration = register_model(dataset, training, evaluation, verdict)
-        parameters = {"ingest": ingest, "validation": validation, "train": train, "gate": gate}
-        return publish_run(parameters, dataset, validated, training, evaluation, infra, verdict, report, registration)
+        return publish_run(
+            {"ingest": ingest, "validation": validation, "train": train, "gate": gate},
+            Results(
+                dataset=dataset,
+                validation=validated,
+                labels=labels,
+                training=training,
+                evaluation=evaluation,
+                robustness=robustness,
+                infra=infra,
+                verdict=verdict,
+                explanation=explanation,
+                report=report,
+                registration=registration,
+                champion=rival_evaluation,
+                champion_robustness=rival_robustness,
+            ),
+        )

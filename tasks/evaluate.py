@@ -53,12 +53,27 @@ def measure(y_true: Labels, probabilities: Probabilities) -> dict[str, Any]:
         "n_test": len(y_true),
         "n_wrong": int((y_true != y_pred).sum()),
         "expected_calibration_error": expected_calibration_error(y_true, probabilities),
+        "n_for_a_person": n_for_a_person(y_pred == y_true, probabilities.max(axis=1)),
         "confusion_matrix": tuple(map(tuple, metrics.confusion_matrix(y_true, y_pred, labels=labels).tolist())),
         "classes": tuple(
             ClassMetrics(label=label, precision=p, recall=r, f1=f, support=n)
             for label, p, r, f, n in zip(labels, precision, recall, f1, support, strict=True)
         ),
     }
+
+
+def n_for_a_person(right: npt.NDArray[np.bool_], confidence: npt.NDArray[np.floating], target: float = 0.999) -> int:
+    """How many images to hand to a person, the least sure first, so that of the rest a share of `target` is right.
+
+    Args:
+        right: Which images are predicted right, of shape ``(n,)``.
+        confidence: The probability of each prediction, of shape ``(n,)``.
+        target: In 0–1.
+    """
+    surest_first = right[np.argsort(-confidence, kind="stable")]
+    kept = np.arange(1, len(right) + 1)
+    good = np.flatnonzero(np.cumsum(surest_first) >= target * kept)
+    return len(right) - (int(good[-1]) + 1 if len(good) else 0)
 
 
 def normalize(probabilities: Probabilities) -> npt.NDArray[np.float64]:

@@ -9,7 +9,7 @@ from prefect import task
 from pydantic import BaseModel, ConfigDict, Field
 
 from artifacts.dataset import read_array
-from artifacts.records import N_CLASSES, Check, Comparison, Dataset, Evaluation, InfraValidation, Verdict
+from artifacts.records import N_CLASSES, Check, Comparison, Dataset, Evaluation, InfraValidation, Robustness, Verdict
 from tasks.caching import StepCache, origin
 
 Right = npt.NDArray[np.bool_]
@@ -40,7 +40,7 @@ class GateParameters(BaseModel):
         description="Loss of accuracy that `not worse` tolerates, in 0–1 (0.001: 0.1 points).",
     )
     maximum_calibration_error: float = Field(
-        default=0.1, ge=0, le=1, description="Expected calibration error above which a model is held, in 0–1."
+        default=0.02, ge=0, le=1, description="Expected calibration error above which a model is held, in 0–1."
     )
     maximum_size: int = Field(
         default=50_000_000, ge=1, description="Size of the .keras file above which a model is held, in bytes."
@@ -59,10 +59,12 @@ def judge_model(
     dataset: Dataset,
     evaluation: Evaluation,
     infra: InfraValidation,
+    robustness: Robustness,
     champion: Evaluation | None,
+    champion_robustness: Robustness | None,
     parameters: GateParameters,
 ) -> Verdict:
-    """Judge a model by its evaluation and, if there is another champion, by that one's on the same test images."""
+    """Judge a model by its figures and, if there is another champion, by that one's on the same test images."""
     comparison = None
     if champion is not None:
         y_true = read_array(dataset.y_test)
@@ -73,6 +75,7 @@ def judge_model(
     checks = [
         *check_alone(evaluation, infra, parameters),
         *(check_comparison(comparison, parameters) if comparison else ()),
+        *([check_slices(robustness, champion_robustness, parameters)] if champion_robustness else ()),
     ]
     if parameters.hold_for_approval:
         checks.append(
@@ -163,6 +166,32 @@ def check_comparison(comparison: Comparison, parameters: GateParameters) -> list
             or f"no class is shown to be worse (least corrected p = {min(c.p_worse_by_class):.3g}, level {p.alpha:g})",
         ),
     ]
+
+
+def check_slices(robustness: Robustness, champion: Robustness, parameters: GateParameters) -> Check:
+    """No slice of the test images, and no change of them, may be shown to be worse than the champion's.
+
+    The digits are left out: they have a check of their own.
+    """
+    right, champion_right = (
+        {(one.kind, one.name): row for one, row in zip(r.slices, read_array(r.right), strict=True)}
+        for r in (robustness, champion)
+    )
+    looked_at = [key for key in right.keys() & champion_right.keys() if key[0] != "digit"]
+    p_worse = {}
+    for kind, name in sorted(looked_at):
+        ours, theirs = right[kind, name], champion_right[kind, name]
+        lost, won = int(((ours == 0) & (theirs == 1)).sum()), int(((ours == 1) & (theirs == 0)).sum())
+        p_worse[name] = min(1.0, len(looked_at) * _at_least(lost, lost + won))
+    harmed = [name for name, value in p_worse.items() if value <= parameters.alpha]
+    return Check(
+        name="no slice harmed",
+        passed=not harmed,
+        on_failure="hold",
+        detail="; ".join(f"worse on images {name} (corrected p = {p_worse[name]:.3g})" for name in harmed)
+        or f"none of {len(p_worse)} slices and changes is shown to be worse (least corrected p = "
+        f"{min(p_worse.values(), default=1.0):.3g}, level {parameters.alpha:g})",
+    )
 
 
 def _in_words(images_needed: int | None) -> str:

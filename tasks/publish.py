@@ -18,20 +18,7 @@ from prefect.logging.loggers import flow_run_logger
 from pydantic import BaseModel
 
 from artifacts import report
-from artifacts.records import (
-    Dataset,
-    Epoch,
-    Evaluation,
-    InfraValidation,
-    Key,
-    Registration,
-    Report,
-    RunSummary,
-    StepRecord,
-    Training,
-    Validation,
-    Verdict,
-)
+from artifacts.records import Epoch, Evaluation, Key, Results, RunSummary, StepRecord, Training, Validation
 from artifacts.report import RunReport, Step
 from artifacts.settings import Settings
 from artifacts.store import write_atomically
@@ -42,12 +29,14 @@ from tasks.logs import run_logger
 ARTIFACTS: dict[str, tuple[Callable[[RunReport], str], str]] = {
     "summary": (report.summary, "The verdict, the figures, and what was computed or reused."),
     "data-validation": (
-        lambda run: report.data_validation(run.validation),
-        "What was expected of the data, and found.",
+        lambda run: report.data_validation(run.validation, run.labels),
+        "What was expected of the data, and found; which training labels look wrong.",
     ),
     "learning-curves": (report.learning_curves, "Loss and accuracy while training."),
     "confusion-matrix": (report.confusion_matrix, "Which digit was taken for which."),
-    "wrong-predictions": (report.wrong_predictions, "The test images that the model gets wrong."),
+    "wrong-predictions": (report.wrong_predictions, "The test images that the model gets wrong, and why."),
+    "robustness": (report.robustness, "How it does on parts of the test set, and on changed images."),
+    "confidence": (report.confidence, "Whether it is as right as it is sure, and what asking a person gains."),
     "model-card": (report.model_card, "What the model is, what it is for, and how to load it."),
     "lineage": (report.lineage, "Which data, code and parameters made this model."),
 }
@@ -55,17 +44,7 @@ LIBRARIES = ("great-expectations", "keras", "matplotlib", "mlflow", "numpy", "pa
 
 
 @task(name="publish", cache_policy=NO_CACHE)
-def publish_run(
-    parameters: dict[str, BaseModel],
-    dataset: Dataset,
-    validation: Validation,
-    training: Training,
-    evaluation: Evaluation,
-    infra: InfraValidation,
-    verdict: Verdict,
-    drawn: Report,
-    registration: Registration,
-) -> RunSummary:
+def publish_run(parameters: dict[str, BaseModel], results: Results) -> RunSummary:
     """Write the run's folder, its manifest last, and create its artifacts.
 
     Returns:
@@ -73,13 +52,22 @@ def publish_run(
     """
     flow_run = prefect.runtime.flow_run
     folder = run_folder(flow_run.id or "without-a-run")
+    training, evaluation, drawn, registration = (
+        results.training,
+        results.evaluation,
+        results.report,
+        results.registration,
+    )
     records = {
-        "ingest": dataset,
-        "validate": validation,
+        "ingest": results.dataset,
+        "validate": results.validation,
+        "check-labels": results.labels,
         "train": training,
         "evaluate": evaluation,
-        "infra-validate": infra,
-        "gate": verdict,
+        "robustness": results.robustness,
+        "infra-validate": results.infra,
+        "gate": results.verdict,
+        "explain": results.explanation,
         "report": drawn,
         "register": registration,
     }
@@ -89,14 +77,7 @@ def publish_run(
         name=flow_run.name or "",
         started=flow_run.scheduled_start_time or datetime.now(UTC),
         parameters={step: model.model_dump(mode="json") for step, model in parameters.items()},
-        dataset=dataset,
-        validation=validation,
-        training=training,
-        evaluation=evaluation,
-        infra=infra,
-        verdict=verdict,
-        report=drawn,
-        registration=registration,
+        **{name: getattr(results, name) for name in Results.model_fields},
         code_digest=digest_code(code_of_all(records.values())),
         git_revision=git_revision(),
         libraries={name: version(name) for name in LIBRARIES},
@@ -104,12 +85,17 @@ def publish_run(
     )
     folder.mkdir(parents=True, exist_ok=True)
     files = {
-        "validation.json": validation.result,
-        "data_docs.html": validation.data_docs,
+        "validation.json": results.validation.result,
+        "data_docs.html": results.validation.data_docs,
+        "training_labels.csv": results.labels.csv,
+        "test_labels.csv": results.explanation.suspects,
         "learning_curves.png": drawn.learning_curves,
         "confusion_matrix.png": drawn.confusion_matrix,
         "wrong_predictions.png": drawn.wrong_predictions,
         "wrong_predictions.csv": drawn.wrong_predictions_csv,
+        "wrong_predictions.json": results.explanation.cases,
+        "robustness.png": drawn.robustness,
+        "confidence.png": drawn.confidence,
         "model.keras": training.model.keras,
         "model.h5": training.model.h5,
     }
@@ -201,6 +187,8 @@ def metrics(training: Training, evaluation: Evaluation) -> dict[str, float]:
         "n_wrong": evaluation.n_wrong,
         "n_test": evaluation.n_test,
         "expected_calibration_error": evaluation.expected_calibration_error,
+        "n_for_a_person": evaluation.n_for_a_person,
+        "temperature": training.temperature,
         "fit_seconds": training.fit_seconds,
         "epochs": training.history[-1].epoch,
     }

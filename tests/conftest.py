@@ -30,11 +30,12 @@ import numpy as np  # noqa: E402
 import numpy.typing as npt  # noqa: E402
 import pytest  # noqa: E402
 
-from artifacts.records import Dataset, Evaluation, InfraValidation, Training  # noqa: E402
+from artifacts.records import Dataset, Evaluation, InfraValidation, Robustness, Training  # noqa: E402
 from artifacts.settings import CHECKOUT  # noqa: E402
 from tasks.evaluate import evaluate_model  # noqa: E402
 from tasks.infra import validate_infra  # noqa: E402
 from tasks.ingest import IngestParameters, ingest_data, package_file, read_package  # noqa: E402
+from tasks.robustness import measure_robustness  # noqa: E402
 from tasks.train import TrainParameters, train_model  # noqa: E402
 from tasks.validate import ValidateParameters  # noqa: E402
 
@@ -108,6 +109,12 @@ def evaluation(dataset: Dataset, training: Training) -> Evaluation:
 def infra(dataset: Dataset, training: Training, evaluation: Evaluation) -> InfraValidation:
     """Its infra validation."""
     return validate_infra.fn(training.model, dataset, evaluation)
+
+
+@pytest.fixture(scope="session")
+def robustness(dataset: Dataset, training: Training) -> Robustness:
+    """Its figures by slice and change."""
+    return measure_robustness.fn(training.model, dataset)
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ from PIL import Image
 
 from artifacts import figures
 from artifacts.records import Epoch
+from tests.artifacts.conftest import make_case, make_slices
 
 DISTINCT = np.random.default_rng(0).random((40, 28, 28, 1), dtype=np.float32)
 
@@ -32,12 +33,9 @@ def history(n):
     ]
 
 
-def predictions(n_wrong):
-    """Labels, predictions and confidence of 40 images, the first `n_wrong` wrong, the later the more confident."""
-    labels = np.arange(40) % 10
-    predicted = labels.copy()
-    predicted[:n_wrong] = (predicted[:n_wrong] + 1) % 10
-    return labels, predicted, np.linspace(0.5, 0.9, 40)
+def cases(n_wrong):
+    """Wrong predictions, the later images first."""
+    return [make_case(i, i % 10, (i + 1) % 10) for i in reversed(range(n_wrong))]
 
 
 def open_png(content):
@@ -94,7 +92,9 @@ def test_pictures_are_the_same_whatever_the_users_matplotlib_settings():
         return (
             figures.learning_curves(history(3)),
             figures.confusion_matrix([[5, 2], [1, 7]]),
-            figures.wrong_predictions(DISTINCT, *predictions(3)),
+            figures.wrong_predictions(DISTINCT, cases(3)),
+            figures.robustness(make_slices(), ()),
+            figures.confidence(*confident(40), 3),
         )
 
     expected = draw()
@@ -131,8 +131,8 @@ def test_confusion_matrix_prints_counts_of_label_by_prediction_and_no_zeros():
 
 @pytest.mark.parametrize(("n_wrong", "rows"), [(0, 0), (1, 1), (4, 1), (5, 2), (16, 4), (40, 4)])
 def test_wrong_predictions_are_a_small_picture_of_up_to_four_rows(n_wrong, rows):
-    content = figures.wrong_predictions(DISTINCT, *predictions(n_wrong))
-    assert open_png(content).size == (1216, 96 + 360 * rows)
+    content = figures.wrong_predictions(DISTINCT, cases(n_wrong))
+    assert open_png(content).size == (1216, 96 + 384 * rows)
     assert len(content) < 60_000
 
 
@@ -141,55 +141,77 @@ def test_wrong_predictions_are_a_small_picture_of_up_to_four_rows(n_wrong, rows)
     [
         (0, "No wrong predictions"),
         (1, "The only wrong prediction"),
-        (5, "All 5 wrong predictions, the most confident first"),
-        (40, "The 16 most confident of 40 wrong predictions"),
+        (5, "All 5 wrong predictions, the clearest of each cause first"),
+        (40, "16 of 40 wrong predictions, the clearest of each cause first"),
     ],
 )
 @pytest.mark.usefixtures("drawn")
 def test_wrong_predictions_say_how_many_there_are(n_wrong, title):
-    assert figures.wrong_predictions(DISTINCT, *predictions(n_wrong)).get_suptitle() == title
+    assert figures.wrong_predictions(DISTINCT, cases(n_wrong)).get_suptitle() == title
 
 
 @pytest.mark.usefixtures("drawn")
-def test_wrong_predictions_show_the_most_confident_first():
-    labels, predicted, confidence = predictions(20)
-    figure = figures.wrong_predictions(DISTINCT, labels, predicted, confidence)
+def test_wrong_predictions_are_shown_in_the_order_of_the_cases_with_their_cause():
+    figure = figures.wrong_predictions(DISTINCT, cases(20))
     shown = range(19, 3, -1)
     assert titles(figure) == [f"Label {i % 10}, Predict {(i + 1) % 10}" for i in shown]
     for axes, index in zip(figure.axes, shown, strict=True):
         np.testing.assert_array_equal(np.squeeze(axes.images[0].get_array()), DISTINCT[index, ..., 0])
         assert not axes.axison
+        assert [text.get_text() for text in axes.texts] == [f"ambiguous\n80.0% sure · no. {index}"]
 
 
-def test_equally_confident_ones_come_in_the_order_of_the_images():
-    labels, predicted = np.zeros(6, int), np.array([1, 0, 1, 1, 0, 1])
-    confidence = np.array([0.6, 0.9, 0.8, 0.6, 0.9, 0.8])
-    assert figures.most_confident_wrong(labels, predicted, confidence).tolist() == [2, 5, 0, 3]
+@pytest.mark.usefixtures("drawn")
+def test_robustness_shows_each_slice_beside_the_champions():
+    alone = figures.robustness(make_slices(), ()).axes[0]
+    assert [label.get_text() for label in alone.get_yticklabels()] == ["0", "thin, to 2.5 px", "rotated by 15°"]
+    assert not alone.get_legend()
+    both = figures.robustness(make_slices(), make_slices(100)).axes[0]
+    assert {text.get_text() for text in both.get_legend().get_texts()} == {"this model", "champion"}
+    assert min(min(line.get_xdata()) for line in both.get_lines()) > 0, "no error has a place on a logarithmic axis"
+
+
+def confident(n, n_wrong=4):
+    """Labels and probabilities of n images, the last ones wrong and less sure; and the same less sure throughout."""
+    labels = np.arange(n) % 10
+    sharp = np.full((n, 10), 0.01)
+    sharp[np.arange(n), labels] = 0.91
+    sharp[n - n_wrong :] = np.roll(sharp[n - n_wrong :] * 0.6 + 0.04, 1, axis=1)
+    return labels, sharp, sharp * 0.5 + 0.05
+
+
+@pytest.mark.usefixtures("drawn")
+def test_confidence_shows_the_bins_and_what_to_hand_over():
+    reliability, handed_over = figures.confidence(*confident(40), 4).axes
+    model = {line.get_label(): line for line in reliability.get_lines()}["the model"]
+    assert [(round(x, 2), y) for x, y in zip(*model.get_data(), strict=True)] == [(0.59, 0.0), (0.91, 1.0)]
+    assert [text.get_text() for text in handed_over.texts] == ["99.9 % right: hand over 4 of 40"]
+    assert handed_over.get_lines()[0].get_ydata()[[0, -1]].tolist() == [0, pytest.approx(10)]
 
 
 def test_thumbnail_is_dark_ink_on_white_pixel_by_pixel():
-    image = np.zeros((28, 28, 1), np.float32)
-    image[3, 5], image[4, 5] = 1, 51 / 255
+    image = np.zeros((28, 28), np.uint8)
+    image[3, 5], image[4, 5] = 255, 51
     pixels = np.asarray(open_png(figures.thumbnail(image)))
     assert pixels.shape == (28, 28)
     assert (pixels[0, 0], pixels[3, 5], pixels[4, 5]) == (255, 0, 204)
 
 
-def test_csv_lists_every_wrong_prediction_with_its_probabilities():
-    labels = np.array([3, 1, 4], np.uint8)
+def test_csv_lists_every_wrong_prediction_with_its_cause_and_probabilities_the_most_confident_first():
     probabilities = np.full((3, 10), 0.01, np.float32)
     probabilities[[0, 1, 2], [5, 1, 9]] = 0.91, 0.91, 0.999
-    rows = list(csv.DictReader(figures.wrong_predictions_csv(labels, probabilities).decode().splitlines()))
-    assert [(row["index"], row["label"], row["prediction"], row["confidence"]) for row in rows] == [
-        ("2", "4", "9", "0.999"),
-        ("0", "3", "5", "0.91"),
+    wrong = [make_case(0, 3, 5, 0.91, status="new"), make_case(2, 4, 9, 0.999, cause="label error")]
+    rows = list(csv.DictReader(figures.wrong_predictions_csv(wrong, probabilities).decode().splitlines()))
+    assert [tuple(row.values())[:6] for row in rows] == [
+        ("2", "4", "9", "0.999", "label error", ""),
+        ("0", "3", "5", "0.91", "ambiguous", "new"),
     ]
     assert [rows[1][f"p{digit}"] for digit in range(10)] == ["0.01"] * 5 + ["0.91"] + ["0.01"] * 4
 
 
 def test_csv_of_no_wrong_prediction_has_its_header():
-    content = figures.wrong_predictions_csv(np.array([1]), np.eye(10, dtype=np.float32)[[1]])
-    assert content == b"index,label,prediction,confidence,p0,p1,p2,p3,p4,p5,p6,p7,p8,p9\n"
+    content = figures.wrong_predictions_csv([], np.eye(10, dtype=np.float32)[[1]])
+    assert content == b"index,label,prediction,confidence,cause,status,p0,p1,p2,p3,p4,p5,p6,p7,p8,p9\n"
 
 
 def test_drawing_needs_no_pyplot():

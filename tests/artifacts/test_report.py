@@ -11,19 +11,25 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from markdown_it import MarkdownIt
+from pydantic import TypeAdapter
 
 from artifacts import figures, report
 from artifacts.records import (
+    Case,
     Check,
     ClassMetrics,
+    Comparison,
     Dataset,
     Epoch,
     Evaluation,
+    Explanation,
     InfraValidation,
+    LabelCheck,
     Model,
     Outcome,
     Registration,
     Report,
+    Robustness,
     Training,
     Validation,
     Verdict,
@@ -31,6 +37,7 @@ from artifacts.records import (
 )
 from artifacts.report import RunReport, Step
 from artifacts.store import put, put_bytes
+from tests.artifacts.conftest import make_case, make_slices
 
 HOSTILE = (
     "<script>alert(1)</script> | `code` \r\n\n# head\n- [x](javascript:alert(1)) ![x](http://x/y.png) **b** _i_ &lt; \\"
@@ -38,10 +45,12 @@ HOSTILE = (
 HOSTILE_SHOWN = " ".join(HOSTILE.split())
 FRAGMENTS = (
     report.summary,
-    lambda run: report.data_validation(run.validation),
+    lambda run: report.data_validation(run.validation, run.labels),
     report.learning_curves,
     report.confusion_matrix,
     report.wrong_predictions,
+    report.robustness,
+    report.confidence,
     report.model_card,
     report.lineage,
 )
@@ -74,13 +83,34 @@ def make_run(n_wrong=3, **changes):
         keras=put_bytes(".keras", b"keras"),
         h5=put_bytes(".h5", b"h5"),
     )
-    confidence = probabilities.max(axis=1)
     scaled = images[..., np.newaxis] / np.float32(255)
+    cases = [make_case(i, int(labels[i]), int(predicted[i])) for i in range(399, 399 - n_wrong, -1)]
+    evaluation = Evaluation(
+        weights_digest=DIGESTS["model"],
+        data_digest=DIGESTS["data"],
+        loss=0.0264,
+        accuracy=1 - n_wrong / 400,
+        n_test=400,
+        n_wrong=n_wrong,
+        expected_calibration_error=0.0042,
+        n_for_a_person=12,
+        confusion_matrix=matrix.tolist(),
+        classes=tuple(
+            ClassMetrics(label=i, precision=0.9 + i / 1000, recall=0.95, f1=0.93, support=40) for i in range(10)
+        ),
+        probabilities=array(probabilities),
+    )
+    robustness = Robustness(
+        weights_digest=DIGESTS["model"], data_digest=DIGESTS["data"], slices=make_slices(), right=array(labels)
+    )
     fields = {
         "id": "3b0f6d0c-0000-4000-8000-000000000001",
         "name": "cerulean-otter",
         "started": datetime(2026, 3, 4, 2, 0, tzinfo=UTC),
-        "parameters": {"train": {"epochs": 2, "network": "baseline"}, "ingest": {"path": None}},
+        "parameters": {
+            "train": {"epochs": 2, "label_smoothing": 0.05, "network": "baseline"},
+            "ingest": {"path": None},
+        },
         "dataset": Dataset(
             source="package",
             digest=DIGESTS["data"],
@@ -99,22 +129,33 @@ def make_run(n_wrong=3, **changes):
             data_docs=put_bytes(".html", b"<p>"),
         ),
         "training": Training(
-            model=model, history=history, n_train=55_000, n_validation=5_000, precision="float32", fit_seconds=17.5
+            model=model,
+            history=history,
+            n_train=55_000,
+            n_validation=5_000,
+            precision="float32",
+            temperature=0.8,
+            fit_seconds=17.5,
         ),
-        "evaluation": Evaluation(
-            weights_digest=DIGESTS["model"],
+        "labels": LabelCheck(
             data_digest=DIGESTS["data"],
-            loss=0.0264,
-            accuracy=1 - n_wrong / 400,
-            n_test=400,
-            n_wrong=n_wrong,
-            expected_calibration_error=0.0042,
-            confusion_matrix=matrix.tolist(),
-            classes=tuple(
-                ClassMetrics(label=i, precision=0.9 + i / 1000, recall=0.95, f1=0.93, support=40) for i in range(10)
+            n_wrong=3,
+            n_suspects=2,
+            csv=put_bytes(
+                ".csv",
+                b"index,label,prediction,quality,suspect\n5,1,7,0.01,True\n6,1,7,0.02,True\n8,3,5,0.4,False\n",
             ),
-            probabilities=array(probabilities),
+            images=array(images[[5, 6]]),
         ),
+        "evaluation": evaluation,
+        "robustness": robustness,
+        "explanation": Explanation(
+            causes=dict.fromkeys(report.CAUSES, 0) | {"ambiguous": n_wrong},
+            cases=put_bytes(".json", TypeAdapter(list[Case]).dump_json(cases)),
+            images=array(images[[[case.index, 7, 8, 9] for case in cases[:200]]].reshape(-1, 4, 28, 28)),
+            suspects=put_bytes(".csv", b"index,label,prediction,quality\n"),
+        ),
+        "champion": None,
         "infra": InfraValidation(
             n_images=400,
             largest_deviation=2e-7,
@@ -128,8 +169,10 @@ def make_run(n_wrong=3, **changes):
         "report": Report(
             learning_curves=put_bytes(".png", figures.learning_curves(history)),
             confusion_matrix=put_bytes(".png", figures.confusion_matrix(matrix.tolist())),
-            wrong_predictions=put_bytes(".png", figures.wrong_predictions(scaled, labels, predicted, confidence)),
-            wrong_predictions_csv=put_bytes(".csv", figures.wrong_predictions_csv(labels, probabilities)),
+            wrong_predictions=put_bytes(".png", figures.wrong_predictions(scaled, cases)),
+            wrong_predictions_csv=put_bytes(".csv", figures.wrong_predictions_csv(cases, probabilities)),
+            robustness=put_bytes(".png", figures.robustness(make_slices(), ())),
+            confidence=put_bytes(".png", figures.confidence(labels, probabilities, probabilities, 12)),
         ),
         "registration": registration(model, champion=7, previous=6),
         "code_digest": DIGESTS["code"],
@@ -183,7 +226,7 @@ def hostile(run):
     return run.model_copy(
         update={
             "name": HOSTILE,
-            "parameters": {HOSTILE: {HOSTILE: HOSTILE}},
+            "parameters": {HOSTILE: {HOSTILE: HOSTILE}, "train": {"label_smoothing": HOSTILE}},
             "dataset": run.dataset.model_copy(update={"source": HOSTILE}),
             "validation": run.validation.model_copy(
                 update={
@@ -264,7 +307,8 @@ def test_html_is_accessible(run):
     assert all(header.get("scope") in ("col", "row", "rowgroup") for header in page.all("th"))
     assert len(page.all("caption")) == len(page.all("table"))
     headings = [tag for tag, _ in page.tags if re.fullmatch("h[1-6]", tag)]
-    assert headings == ["h1"] + ["h2"] * (len(headings) - 1)
+    assert headings[0] == "h1"
+    assert set(headings[1:]) == {"h2", "h3"}
     contents = [link["href"].removeprefix("#") for link in page.all("a")]
     assert contents == [heading["id"] for heading in page.all("h2")]
 
@@ -272,7 +316,13 @@ def test_html_is_accessible(run):
 def test_html_begins_with_the_verdict_and_has_every_part(run):
     html = report.report_html(run)
     assert html.index(run.headline) < html.index("0.9925") < html.index('alt="Loss and accuracy')
-    for picture in (run.report.learning_curves, run.report.confusion_matrix, run.report.wrong_predictions):
+    for picture in (
+        run.report.learning_curves,
+        run.report.confusion_matrix,
+        run.report.wrong_predictions,
+        run.report.robustness,
+        run.report.confidence,
+    ):
         assert base64.b64encode(picture.read_bytes()).decode() in html
     for text in (
         "3 of 400", "0.0264", "0.0042", "8.2", "0.9090", "labels are 0–9", "17, 4711", "train.epochs: 3 → 2",
@@ -286,18 +336,21 @@ def test_html_begins_with_the_verdict_and_has_every_part(run):
 def test_html_has_every_wrong_prediction_and_its_image_and_stays_small(n_wrong):
     run = make_run(n_wrong)
     html = report.report_html(run)
+    shown = min(n_wrong, 200)
     found = re.findall(
-        r'base64,([^"]+)" alt="Test image (\d+)">.*?row">(\d+)</th><td>(\d)</td><td>(\d)</td>.*?>(0\.\d+)<', html
+        r'class="case" data-cause="(.*?)" data-label="(\d)" data-prediction="(\d)"'
+        r'.*?base64,([^"]+)" alt="Test image (\d+)',
+        html,
+        re.DOTALL,
     )
-    assert [tuple(map(int, row[1:5])) for row in found] == [
-        (index, index, index % 10, (index + 1) % 10) for index in range(399, 399 - n_wrong, -1)
+    assert [(cause, int(label), int(taken), int(index)) for cause, label, taken, _, index in found] == [
+        ("ambiguous", index % 10, (index + 1) % 10, index) for index in range(399, 399 - shown, -1)
     ]
     images = np.load(run.dataset.x_test.path)
-    for picture, index, *_ in found[:1]:
-        image = images[int(index), ..., np.newaxis] / np.float32(255)
-        assert base64.b64decode(picture) == figures.thumbnail(image)
+    for *_, picture, index in found[:1]:
+        assert base64.b64decode(picture) == figures.thumbnail(images[int(index)])
     assert ("No wrong predictions" in html) == (n_wrong == 0)
-    assert len(html) < 1_000_000
+    assert len(html) < 3_000_000
 
 
 def test_hostile_text_does_nothing_in_html(hostile, run):
@@ -319,8 +372,8 @@ def test_markdown_report_holds_every_fragment_and_links_to_the_pictures_next_to_
     assert headings[:2] == ["# MNIST run cerulean-otter", "## Verdict"]
     targets = [target for kind, target in elements(markdown) if kind in ("image", "link_open")]
     assert sorted(targets) == [
-        "confusion_matrix.png", "data_docs.html", "learning_curves.png", "validation.json", "wrong_predictions.csv",
-        "wrong_predictions.png",
+        "confidence.png", "confusion_matrix.png", "data_docs.html", "learning_curves.png", "robustness.png",
+        "test_labels.csv", "validation.json", "wrong_predictions.csv", "wrong_predictions.png",
     ]  # fmt: skip
     for fragment in FRAGMENTS:
         text = re.sub(r"\(data:[^)]*\)", "", fragment(run))
@@ -331,7 +384,7 @@ def test_markdown_report_holds_every_fragment_and_links_to_the_pictures_next_to_
 
 @pytest.mark.usefixtures("home")
 def test_markdown_report_lists_every_wrong_prediction():
-    listed = [row for row in rows(report.report_markdown(make_run(300))) if len(row) == 4 and row[3].startswith("0.")]
+    listed = [row for row in rows(report.report_markdown(make_run(300))) if len(row) == 6 and row[3] == "ambiguous"]
     assert [int(row[0]) for row in listed] == list(range(399, 99, -1))
 
 
@@ -354,7 +407,9 @@ def test_data_validation_puts_broken_expectations_first(run):
     ]
 
 
-@pytest.mark.parametrize("name", ["learning_curves", "confusion_matrix", "wrong_predictions"])
+@pytest.mark.parametrize(
+    "name", ["learning_curves", "confusion_matrix", "wrong_predictions", "robustness", "confidence"]
+)
 def test_a_fragment_embeds_its_picture(name, run):
     [(kind, uri)] = elements(getattr(report, name)(run))
     assert kind == "image"
@@ -377,15 +432,45 @@ def test_confusion_matrix_names_the_most_frequent_confusions_and_lists_the_class
 
 @pytest.mark.parametrize(
     ("n_wrong", "listed", "words"),
-    [(0, 0, "No wrong predictions."), (1, 1, "1 wrong prediction,"), (60, 50, "The 50 most confident of 60 wrong")],
+    [(0, 0, "No wrong predictions."), (1, 1, "1 wrong prediction,"), (60, 50, "50 of 60 wrong predictions,")],
 )
 @pytest.mark.usefixtures("home")
-def test_wrong_predictions_list_the_most_confident_fifty(n_wrong, listed, words):
+def test_wrong_predictions_list_the_first_fifty(n_wrong, listed, words):
     markdown = report.wrong_predictions(make_run(n_wrong))
     assert words in markdown
-    assert [row[:3] for row in rows(markdown)[1:]] == [
-        [f"{index}", f"{index % 10}", f"{(index + 1) % 10}"] for index in range(399, 399 - listed, -1)
+    assert [row[:3] for row in rows(markdown) if len(row) == 6 and row[0].isdecimal()] == [
+        [f"{i}", f"{i % 10}", f"{(i + 1) % 10}: 80.0 %, {i % 10}: 10.0 %, {(i + 5) % 10}: 10.0 %"]
+        for i in range(399, 399 - listed, -1)
     ]
+
+
+@pytest.mark.usefixtures("home")
+def test_the_champions_figures_stand_beside_the_models():
+    run = make_run()
+    better = run.evaluation.model_copy(update={"accuracy": 0.9975, "n_wrong": 1})
+    comparison = Comparison(
+        won=(17, 18), lost=(399,), n=400, p_better=0.5, p_worse=0.9, p_not_worse=0.1, p_worse_by_class=(1.0,) * 10,
+        images_needed=None,
+    )  # fmt: skip
+    against = run.model_copy(
+        update={
+            "champion": better,
+            "champion_robustness": run.robustness.model_copy(update={"slices": make_slices(99)}),
+            "verdict": run.verdict.model_copy(update={"comparison": comparison}),
+        }
+    )
+    assert ["Test accuracy", "0.9925", "0.9975"] in rows(report.summary(against))
+    assert "Right where the champion is wrong: 2 test images, no. 17, 18." in report.wrong_predictions(against)
+    assert rows(report.robustness(against))[1][-1] == "0.9900"
+    html = report.report_html(against)
+    assert "champion: 0.9975" in html
+    assert 'alt="Test image 17, labelled 7"' in html
+
+
+def test_data_validation_lists_the_labels_that_look_wrong(run):
+    markdown = report.data_validation(run.validation, run.labels)
+    assert "Of the training labels, 2 look wrong" in markdown
+    assert rows(markdown)[-2:] == [["5", "1", "7", "0.01"], ["6", "1", "7", "0.02"]]
 
 
 def test_model_card_says_what_the_model_is(run):
@@ -499,7 +584,7 @@ def test_a_step_in_one_line(step, line):
 
 
 def test_the_parameters_digest_depends_on_the_values_alone(run):
-    other_order = {"ingest": {"path": None}, "train": {"network": "baseline", "epochs": 2}}
+    other_order = {"ingest": {"path": None}, "train": {"network": "baseline", "label_smoothing": 0.05, "epochs": 2}}
     other_value = {"ingest": {"path": None}, "train": {"network": "baseline", "epochs": 3}}
     assert run.model_copy(update={"parameters": other_order}).parameters_digest == run.parameters_digest
     assert run.model_copy(update={"parameters": other_value}).parameters_digest != run.parameters_digest

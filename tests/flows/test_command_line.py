@@ -55,7 +55,7 @@ def test_it_ends_with_a_summary_and_the_next_run_needs_no_heavy_library(start, f
 
     code, output, errors = finish(start(*flags, python=("-X", "importtime")))
     assert code == 0
-    assert output.count("reused from run") == 7
+    assert output.count("reused from run") == 10
     imported = set(re.findall(r"\| +([\w.]+)$", errors, flags=re.MULTILINE))
     assert "mlflow" in imported
     assert imported.isdisjoint({"tensorflow", "keras", "great_expectations", "matplotlib"})

@@ -9,9 +9,21 @@ from artifacts.store import digest_file
 from tasks import ingest
 from tasks.registry import connect
 
-STEPS = ["ingest", "validate", "train", "evaluate", "infra-validate", "gate", "report"]
+STEPS = [
+    "ingest",
+    "validate",
+    "check-labels",
+    "train",
+    "evaluate",
+    "robustness",
+    "infra-validate",
+    "gate",
+    "explain",
+    "report",
+]
 FILES = {
     "data_docs.html",
+    "confidence.png",
     "confusion_matrix.png",
     "history.csv",
     "learning_curves.png",
@@ -21,16 +33,22 @@ FILES = {
     "model.keras",
     "report.html",
     "report.md",
+    "robustness.png",
+    "test_labels.csv",
+    "training_labels.csv",
     "validation.json",
     "wrong_predictions.csv",
+    "wrong_predictions.json",
     "wrong_predictions.png",
 }
 ARTIFACTS = {
+    "confidence",
     "confusion-matrix",
     "data-validation",
     "learning-curves",
     "lineage",
     "model-card",
+    "robustness",
     "summary",
     "wrong-predictions",
 }
@@ -61,7 +79,7 @@ def test_only_what_a_change_reaches_is_computed_again(run_flow, sample):
     assert stricter.manifest["verdict"]["decision"] == "reject"
 
     seeded = run_flow(**sample | {"train": sample["train"].model_copy(update={"seed": 1})})
-    assert [step for step in STEPS if seeded.states[step] == "Cached"] == ["ingest", "validate"]
+    assert [step for step in STEPS if seeded.states[step] == "Cached"] == ["ingest", "validate", "check-labels"]
     assert seeded.steps["train"]["changes"] == ["train.seed: 0 → 1"]
     assert seeded.manifest["version"] == 2
 

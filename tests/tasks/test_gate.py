@@ -3,11 +3,14 @@
 import numpy as np
 import pytest
 
+from artifacts.records import Robustness, Slice
+from artifacts.store import put
 from tasks.gate import (
     GateParameters,
     _not_worse,
     check_alone,
     check_comparison,
+    check_slices,
     compare,
     decide,
     images_needed,
@@ -123,19 +126,50 @@ def test_the_first_version_is_judged_alone(evaluation, infra, parameters, decisi
     assert decide(check_alone(evaluation, infra, parameters)) == decision
 
 
-def test_the_verdict_keeps_the_evidence(dataset, evaluation, infra):
+def test_the_verdict_keeps_the_evidence(dataset, evaluation, infra, robustness):
     champion = evaluation.model_copy(update={"weights_digest": "f" * 64})
-    verdict = judge_model.fn(dataset, evaluation, infra, champion, GateParameters(minimum_accuracy=0))
+    verdict = judge_model.fn(
+        dataset, evaluation, infra, robustness, champion, robustness, GateParameters(minimum_accuracy=0)
+    )
     assert verdict.decision == "hold"
     assert verdict.champion == "f" * 64
     assert (verdict.comparison.won, verdict.comparison.lost, verdict.comparison.n) == ((), (), 100)
 
 
-def test_what_passes_can_wait_for_a_persons_approval(dataset, evaluation, infra):
+def test_what_passes_can_wait_for_a_persons_approval(dataset, evaluation, infra, robustness):
     parameters = GateParameters(minimum_accuracy=0, maximum_calibration_error=1, hold_for_approval=True)
-    verdict = judge_model.fn(dataset, evaluation, infra, None, parameters)
+    verdict = judge_model.fn(dataset, evaluation, infra, robustness, None, None, parameters)
     assert verdict.decision == "hold"
     assert [check.name for check in verdict.checks if not check.passed] == ["approved"]
+
+
+def slices(right):
+    """A record of two slices and a digit, from rows of which images are right."""
+    names = [("digit", "0"), ("stroke", "thin"), ("change", "rotated")]
+    figures = tuple(
+        Slice(kind=kind, name=name, n=len(row), n_right=int(row.sum()), low=0, high=1)
+        for (kind, name), row in zip(names, right, strict=True)
+    )
+    rows = put(".npy", lambda path: np.save(path, np.array(right, np.int8)))
+    return Robustness(weights_digest="a", data_digest="b", slices=figures, right=rows)
+
+
+@pytest.mark.parametrize(("n_harmed", "passed"), [(0, True), (4, True), (12, False)])
+def test_a_slice_has_a_veto_if_harm_to_it_is_proven(n_harmed, passed):
+    right = np.ones((3, 200), bool)
+    harmed = right.copy()
+    harmed[2, :n_harmed] = False
+    check = check_slices(slices(harmed), slices(right), DEFAULT)
+    assert check.passed is passed
+    assert ("worse on images rotated" in check.detail) is not passed
+    assert check_slices(slices(right), slices(harmed), DEFAULT).passed
+
+
+def test_the_digits_are_left_to_their_own_check():
+    right = np.ones((3, 200), bool)
+    harmed = right.copy()
+    harmed[0] = False
+    assert check_slices(slices(harmed), slices(right), DEFAULT).passed
 
 
 @pytest.mark.parametrize(("n", "wins"), [(200, 0), (1000, 0), (1000, 3), (10_000, 0), (10_000, 5), (10_000, 40)])

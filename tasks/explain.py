@@ -1,0 +1,241 @@
+"""Explain: why each wrong prediction is wrong, probably: the label, the image, or the model.
+
+The first of these causes that fits is given:
+
+- *label error*: the model, which never saw the image, is 90 points surer of another class than of the label, nine of
+  the ten nearest training images bear that other class, and they aren't far.
+- *ambiguous*: the second class is at least half as probable as the first.
+- *confusable pair*: label and prediction are taken for each other more often than errors spread evenly over all pairs
+  of classes would have it (binomial test, false discovery rate 5 %).
+- *atypical*: the nearest training images are farther away than those of 99 % of the images predicted right.
+- *unexplained*: none of these.
+
+Near and far are cosine distances of features: what the network's last layer sees.
+"""
+
+import csv
+import io
+from collections import Counter
+from itertools import zip_longest
+from typing import Any, get_args
+
+import numpy as np
+import numpy.typing as npt
+from prefect import task
+from pydantic import TypeAdapter
+
+from artifacts.dataset import Images, Labels, load_test, load_train, read_array
+from artifacts.records import (
+    N_CLASSES,
+    Case,
+    Cause,
+    Dataset,
+    Evaluation,
+    Explanation,
+    Guess,
+    Model,
+    Neighbour,
+)
+from artifacts.store import put, put_bytes
+from tasks.caching import StepCache, origin
+from tasks.evaluate import normalize
+from tasks.logs import run_logger
+from tasks.networks import import_keras
+
+CAUSES: tuple[Cause, ...] = get_args(Cause)
+N_NEIGHBOURS, N_SHOWN = 10, 3
+# Of cleanlab's normalized margin, 0 to 1: half of one plus the label's probability less the greatest other one.
+MISLABELLED = 0.05
+AGREEING = 9
+AMBIGUOUS = 0.5
+FALSE_DISCOVERIES = 0.05
+FAR = 0.99
+# Of images predicted right, to know what is far.
+N_REFERENCE = 1000
+N_SUSPECTS = 200
+# A report with more pictures would be no help.
+N_PICTURED = 200
+
+Distances = npt.NDArray[np.floating]
+Pair = frozenset[int]
+
+
+@task(
+    name="explain",
+    cache_policy=StepCache(libraries=("cleanlab", "keras", "numpy", "scikit-learn", "scipy", "tensorflow")),
+)
+def explain_errors(model: Model, dataset: Dataset, evaluation: Evaluation, champion: Evaluation | None) -> Explanation:
+    """Find the probable cause of each wrong prediction, with the evidence, and the nearest training images."""
+    from cleanlab.rank import get_label_quality_scores
+
+    train, test = load_train(dataset), load_test(dataset)
+    probabilities = normalize(read_array(evaluation.probabilities))
+    predictions = probabilities.argmax(axis=1)
+    wrong = np.flatnonzero(predictions != test.y)
+    right = np.flatnonzero(predictions == test.y)
+    if len(right) > N_REFERENCE:
+        right = np.random.default_rng(0).choice(right, N_REFERENCE, replace=False)
+    distances, neighbours = find_neighbours(model, train.x, np.concatenate([test.x[wrong], test.x[right]]))
+    quality = get_label_quality_scores(test.y.astype(int), probabilities, method="normalized_margin")
+    found = find_causes(
+        test.y[wrong],
+        probabilities[wrong],
+        quality[wrong],
+        train.y[neighbours[: len(wrong)]],
+        distances[: len(wrong)],
+        distances[len(wrong) :],
+    )
+    rival_right = None if champion is None else read_array(champion.probabilities).argmax(axis=1) == test.y
+    cases = [
+        Case(
+            index=i,
+            label=test.y[i],
+            cause=cause,
+            evidence=evidence,
+            status=None if rival_right is None else "new" if rival_right[i] else "shared",
+            guesses=tuple(Guess(label=k, probability=probabilities[i, k]) for k in np.argsort(-probabilities[i])[:3]),
+            neighbours=tuple(
+                Neighbour(index=j, label=train.y[j], distance=max(0.0, distance))
+                for j, distance in zip(neighbours[n][:N_SHOWN], distances[n][:N_SHOWN], strict=True)
+            ),
+        )
+        for n, (i, (cause, evidence)) in enumerate(zip(wrong, found, strict=True))
+    ]
+    cases = most_instructive_first(cases)
+    causes = Counter(case.cause for case in cases)
+    run_logger().info(", ".join(f"{cause}: {causes[cause]}" for cause in CAUSES))
+    pictures = draw_cases(cases[:N_PICTURED], read_array(dataset.x_test), read_array(dataset.x_train))
+    return Explanation(
+        causes={cause: causes[cause] for cause in CAUSES},
+        cases=put_bytes(".json", TypeAdapter(list[Case]).dump_json(cases)),
+        images=put(".npy", lambda path: np.save(path, pictures)),
+        suspects=put_bytes(".csv", suspects_csv(test.y, predictions, quality)),
+        origin=origin(),
+    )
+
+
+def find_neighbours(model: Model, train: Images, images: Images) -> tuple[Distances, npt.NDArray[np.intp]]:
+    """Find the ten nearest training images of some images, by the cosine distance of their features.
+
+    Args:
+        model: The model whose features count.
+        train: The training images, float32 of shape ``(n_train, height, width, 1)``.
+        images: The images, like `train`, of shape ``(n, …)``.
+
+    Returns:
+        Distances in 0–2 and indices of training images, the nearest first, both of shape ``(n, 10)``.
+    """
+    keras = import_keras()
+    from sklearn.neighbors import NearestNeighbors
+
+    network = keras.saving.load_model(model.keras.path, compile=False, safe_mode=True)
+    features = keras.Model(network.inputs, network.layers[-1].input)
+    nearest = NearestNeighbors(n_neighbors=N_NEIGHBOURS, metric="cosine", algorithm="brute")
+    nearest.fit(features.predict(train, batch_size=1000, verbose=0))
+    if len(images) == 0:
+        return np.empty((0, N_NEIGHBOURS)), np.empty((0, N_NEIGHBOURS), np.intp)
+    distances, indices = nearest.kneighbors(features.predict(images, batch_size=1000, verbose=0))
+    return distances, indices
+
+
+def find_causes(
+    labels: Labels,
+    probabilities: npt.NDArray[np.float64],
+    quality: npt.NDArray[np.float64],
+    neighbours: npt.NDArray[Any],
+    distances: Distances,
+    usual_distances: Distances,
+) -> list[tuple[Cause, str]]:
+    """Find the probable cause of each of some wrong predictions, all there are of a test set.
+
+    Args:
+        labels: Their labels, of shape ``(n,)``.
+        probabilities: Their probabilities, of shape ``(n, 10)``.
+        quality: Their labels' quality by cleanlab's normalized margin, in 0–1, of shape ``(n,)``.
+        neighbours: The labels of the ten nearest training images, of shape ``(n, 10)``.
+        distances: How far those are, of shape ``(n, 10)``.
+        usual_distances: The same for images predicted right, of shape ``(m, 10)``.
+
+    Returns:
+        The cause, and what speaks for it, in words.
+    """
+    predictions = probabilities.argmax(axis=1)
+    agreeing = (neighbours == predictions[:, np.newaxis]).sum(axis=1)
+    nearness = distances[:, :N_SHOWN].mean(axis=1)
+    usual = usual_distances[:, :N_SHOWN].mean(axis=1)
+    far = float(np.quantile(usual, FAR)) if len(usual) else np.inf
+    mislabelled = (quality < MISLABELLED) & (agreeing >= AGREEING) & (nearness <= far)
+    second, first = np.sort(probabilities, axis=1)[:, -2:].T
+    second_class = np.argsort(probabilities, axis=1)[:, -2]
+    # What is probably no confusion of the model's says nothing about the pair.
+    systematic = find_systematic_pairs(labels[~mislabelled], predictions[~mislabelled])
+
+    def explain(n: int) -> tuple[Cause, str]:
+        label, prediction = int(labels[n]), int(predictions[n])
+        pair = frozenset((label, prediction))
+        if mislabelled[n]:
+            return "label error", (
+                f"{probabilities[n, prediction]:.1%} for {prediction}, {probabilities[n, label]:.1%} for the label; "
+                f"{agreeing[n]} of the {N_NEIGHBOURS} nearest training images are labelled {prediction}"
+            )
+        if second[n] >= AMBIGUOUS * first[n]:
+            return "ambiguous", f"{first[n]:.0%} for {prediction}, {second[n]:.0%} for {second_class[n]}"
+        if pair in systematic:
+            times, p = systematic[pair]
+            low, high = sorted(pair)
+            return "confusable pair", f"{low} and {high} are taken for each other {times} times (corrected p = {p:.2g})"
+        if nearness[n] > far:
+            return "atypical", (
+                f"its nearest training images are {nearness[n]:.3f} away; of images predicted right, "
+                f"{FAR:.0%} have theirs within {far:.3f}"
+            )
+        return "unexplained", f"{first[n]:.0%} for {prediction}, and nothing unusual about the image"
+
+    return [explain(n) for n in range(len(labels))]
+
+
+def find_systematic_pairs(labels: Labels, predictions: npt.NDArray[Any]) -> dict[Pair, tuple[int, float]]:
+    """Find the pairs of classes that are taken for each other more often than chance has it.
+
+    Args:
+        labels: The labels of wrong predictions, of shape ``(n,)``.
+        predictions: The classes predicted, of shape ``(n,)``.
+
+    Returns:
+        By pair, how often, and the one-sided p-value against errors that are spread evenly over the 45 pairs, corrected
+        for all of them after Benjamini and Hochberg.
+    """
+    from scipy.stats import binomtest, false_discovery_control
+
+    times = Counter(frozenset((int(a), int(b))) for a, b in zip(labels, predictions, strict=True))
+    n_pairs = N_CLASSES * (N_CLASSES - 1) // 2
+    p_values = [binomtest(n, len(labels), 1 / n_pairs, "greater").pvalue for n in times.values()]
+    corrected = false_discovery_control([*p_values, *[1.0] * (n_pairs - len(times))])
+    return {
+        pair: (n, float(p)) for (pair, n), p in zip(times.items(), corrected, strict=False) if p <= FALSE_DISCOVERIES
+    }
+
+
+def most_instructive_first(cases: list[Case]) -> list[Case]:
+    """Sort so that the first screen shows the clearest of each cause, and what the champion had right comes first."""
+    clearest = sorted(cases, key=lambda case: (case.status == "shared", -case.guesses[0].probability, case.index))
+    by_cause = [[case for case in clearest if case.cause == cause] for cause in CAUSES]
+    return [case for row in zip_longest(*by_cause) for case in row if case is not None]
+
+
+def draw_cases(
+    cases: list[Case], x_test: npt.NDArray[np.uint8], x_train: npt.NDArray[np.uint8]
+) -> npt.NDArray[np.uint8]:
+    """The raw images of some cases: each one's own and its neighbours', of shape ``(n, 4, height, width)``."""
+    rows = [[x_test[case.index], *(x_train[near.index] for near in case.neighbours)] for case in cases]
+    return np.array(rows, np.uint8).reshape(len(cases), 1 + N_SHOWN, *x_test.shape[1:])
+
+
+def suspects_csv(labels: Labels, predictions: npt.NDArray[Any], quality: npt.NDArray[np.float64]) -> bytes:
+    """The test images that most look mislabelled, whether predicted right or wrong, as CSV."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["index", "label", "prediction", "quality"])
+    for i in np.argsort(quality, kind="stable")[:N_SUSPECTS]:
+        writer.writerow([i, labels[i], predictions[i], f"{quality[i]:.6f}"])
+    return text.getvalue().encode()

@@ -204,7 +204,7 @@ def describe_evaluation(evaluation: Evaluation) -> dict[str, str]:
         "Wrong predictions": f"{evaluation.n_wrong:,} of {evaluation.n_test:,}",
         "Test loss": f"{evaluation.loss:.4f}",
         "Calibration error (ECE)": f"{evaluation.expected_calibration_error:.4f}",
-        "Ask a person": f"{evaluation.n_for_a_person:,} for 99.9 %",
+        "Ask a person about": f"{evaluation.n_for_a_person:,} images",
     }
 
 

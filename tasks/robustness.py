@@ -170,7 +170,7 @@ def occlude(images: Pixels, rng: np.random.Generator) -> Pixels:
 CHANGES: dict[str, Callable[[Pixels, np.random.Generator], Pixels]] = {
     "shifted by 2 px in both directions": shift,
     "rotated by 15°": rotate,
-    "noise of 0.2": add_noise,
+    "with noise of 0.2": add_noise,
     "blurred by 1 px": blur,
-    "6×6 px hidden": occlude,
+    "with 6×6 px hidden": occlude,
 }

@@ -16,7 +16,7 @@ from artifacts.errors import DataError, ModelError
 from artifacts.records import N_CLASSES, Dataset, Epoch, Model, Training
 from artifacts.store import put
 from tasks.caching import StepCache, origin
-from tasks.logs import run_logger
+from tasks.logs import Progress, run_logger
 from tasks.networks import NETWORKS, import_keras
 
 if TYPE_CHECKING:
@@ -175,7 +175,7 @@ def fit(model: "keras.Model", train: Split, validation: Split, parameters: Train
     parts = min(parameters.validations_per_epoch, steps_per_epoch)
     steps_per_part = steps_per_epoch // parts
     n_parts = parts * parameters.epochs
-    log = run_logger()
+    log, progress = run_logger(), Progress()
     history: list[Epoch] = []
 
     class OneCycle(keras.optimizers.schedules.LearningRateSchedule):  # type: ignore[misc]
@@ -185,7 +185,16 @@ def fit(model: "keras.Model", train: Split, validation: Split, parameters: Train
     class History(keras.callbacks.Callback):  # type: ignore[misc]
         def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
             del logs
-            self.started = time.perf_counter()
+            self.began = self.started = time.perf_counter()
+
+        def on_train_batch_end(self, batch: int, logs: dict[str, float]) -> None:
+            done = (len(history) * steps_per_part + batch + 1) / (n_parts * steps_per_part)
+            left = (time.perf_counter() - self.began) * (1 - done) / done
+            progress.show(
+                done,
+                f"epoch {done * parameters.epochs:.2f} of {parameters.epochs}, "
+                f"accuracy {logs['categorical_accuracy']:.4f}, about {left:.0f} s left",
+            )
 
         def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
             now = time.perf_counter()

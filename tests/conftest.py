@@ -178,6 +178,26 @@ def serve() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="session")
+def sample_parameters(sample_npz: Path) -> dict[str, Any]:
+    """Parameters for a run of the sample, as JSON has them."""
+    return {
+        "ingest": {"source": "path", "path": str(sample_npz)},
+        "validation": {
+            "n_train": 200,
+            "n_test": 100,
+            "pixel_mean_min": 0.11,
+            "pixel_mean_max": 0.15,
+            "blank_border_min": 0.95,
+            "class_share_min": 0.02,
+            "class_share_max": 0.25,
+            "agreement_min": 0.6,
+        },
+        "train": {"epochs": 1, "precision": "float32", "validation_share": 0.1},
+        "gate": {"minimum_accuracy": 0, "maximum_calibration_error": 1},
+    }
+
+
+@pytest.fixture(scope="session")
 def copy_checkout() -> Callable[[Path], Path]:
     """Copy what git has of the checkout, or would add, into a folder."""
     listing = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]

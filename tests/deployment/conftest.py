@@ -18,6 +18,12 @@ class Deployed:
     checkout: Path
     home: Path
     environment: Mapping[str, str]
+    port: int
+
+    @property
+    def ui(self) -> str:
+        """The address of the Prefect UI."""
+        return f"http://127.0.0.1:{self.port}"
 
     def run(self, *command: str, check: bool = True, **extra: str) -> subprocess.CompletedProcess[str]:
         """Run a command in the checkout, as after `. .venv/bin/activate`."""
@@ -66,9 +72,9 @@ def checkout(tmp_path_factory: pytest.TempPathFactory, copy_checkout: Callable[[
     environment |= {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "MNIST_HOME": str(folder / "home"),
-        "MNIST_PREFECT_PORT": str(free_port()),
+        "MNIST_PREFECT_PORT": str(port := free_port()),
     }
-    return Deployed(copy_checkout(folder / "checkout"), folder / "home", environment)
+    return Deployed(copy_checkout(folder / "checkout"), folder / "home", environment, port)
 
 
 @pytest.fixture(scope="session")
@@ -77,6 +83,6 @@ def deployed(checkout: Deployed) -> Iterator[Deployed]:
     checkout.run(sys.executable, "-m", "flows.server", "up")
     # From here on a shell needs no variable: `.env` has them.
     user = {name: value for name, value in checkout.environment.items() if not name.startswith("MNIST_")}
-    yield Deployed(checkout.checkout, checkout.home, user)
+    yield Deployed(checkout.checkout, checkout.home, user, checkout.port)
     checkout.run(sys.executable, "-m", "flows.server", "down")
     assert checkout.processes() == []

@@ -37,25 +37,6 @@ with get_client(sync_client=True) as client:
 """
 
 
-@pytest.fixture(scope="module")
-def parameters(sample_npz):
-    return {
-        "ingest": {"source": "path", "path": str(sample_npz)},
-        "validation": {
-            "n_train": 200,
-            "n_test": 100,
-            "pixel_mean_min": 0.11,
-            "pixel_mean_max": 0.15,
-            "blank_border_min": 0.95,
-            "class_share_min": 0.02,
-            "class_share_max": 0.25,
-            "agreement_min": 0.6,
-        },
-        "train": {"epochs": 1, "precision": "float32", "validation_share": 0.1},
-        "gate": {"minimum_accuracy": 0, "maximum_calibration_error": 1},
-    }
-
-
 def start(deployed, parameters, name, *, check=True):
     flags = [f"--param={key}={json.dumps(value)}" for key, value in parameters.items()]
     return deployed.run(
@@ -67,8 +48,8 @@ def read(deployed, name):
     return json.loads(deployed.python(READ_RUN % name))
 
 
-def test_a_run_from_a_shell(deployed, parameters):
-    start(deployed, parameters, "from-a-shell")
+def test_a_run_from_a_shell(deployed, sample_parameters):
+    start(deployed, sample_parameters, "from-a-shell")
     run = read(deployed, "from-a-shell")
     assert run["state"] == "Completed"
     assert set(run["tasks"].values()) == {"Completed"}
@@ -83,9 +64,9 @@ def test_a_run_from_a_shell(deployed, parameters):
     assert loaded.split()[-1] == "3156098"
 
 
-def test_the_command_line_uses_the_same_server_and_store(deployed, parameters):
-    start(deployed, parameters, "before-make-train")
-    flags = [f"--{key}={json.dumps(value)}" for key, value in parameters.items()]
+def test_the_command_line_uses_the_same_server_and_store(deployed, sample_parameters):
+    start(deployed, sample_parameters, "before-make-train")
+    flags = [f"--{key}={json.dumps(value)}" for key, value in sample_parameters.items()]
     result = deployed.run("python", "-m", "flows", "train", *flags)
     assert "Starting temporary server" not in result.stderr
     assert result.stdout.count("reused from run") == 10
@@ -98,8 +79,8 @@ def test_a_bad_value_is_refused_when_the_run_is_created(deployed):
     assert "0 is less than the minimum of 1" in result.stdout
 
 
-def test_bad_data_fail_with_the_reason_on_the_page(deployed, parameters, tmp_path):
-    bad = parameters | {"ingest": {"source": "path", "path": str(tmp_path / "nothing.npz")}}
+def test_bad_data_fail_with_the_reason_on_the_page(deployed, sample_parameters, tmp_path):
+    bad = sample_parameters | {"ingest": {"source": "path", "path": str(tmp_path / "nothing.npz")}}
     result = start(deployed, bad, "no-such-file", check=False)
     assert result.returncode != 0
     run = read(deployed, "no-such-file")
@@ -136,10 +117,10 @@ def schedule_id(deployed):
     ).strip()
 
 
-def test_a_schedule_fires_and_retrains_on_changed_data(deployed, parameters, arrays, tmp_path):
+def test_a_schedule_fires_and_retrains_on_changed_data(deployed, sample_parameters, arrays, tmp_path):
     file = tmp_path / "growing.npz"
     np.savez(file, **arrays)
-    scheduled = parameters | {"ingest": {"source": "path", "path": str(file)}}
+    scheduled = sample_parameters | {"ingest": {"source": "path", "path": str(file)}}
     deployed.python(CREATE_SCHEDULE % scheduled)
     manifests = wait_for_manifests(deployed, file, 1)
     arrays["x_train"][:, 14, 14] ^= 1

@@ -1,0 +1,106 @@
+"""What a person does in the Prefect UI: fill the form, watch the run, read each artifact."""
+
+import json
+import re
+import time
+
+import pytest
+from playwright.sync_api import Page, expect
+
+PICTURES = {
+    "learning-curves": 1,
+    "confusion-matrix": 1,
+    "wrong-predictions": 1,
+    "robustness": 1,
+    "confidence": 1,
+}
+ROWS = {
+    "summary": "accurate enough",
+    "data-validation": "train images",
+    "learning-curves": "val_accuracy",
+    "confusion-matrix": "Recall",
+    "wrong-predictions": "unexplained",
+    "robustness": "rotated by 15°",
+    "model-card": "Latency",
+    "lineage": "git revision",
+}
+
+PRESET = """
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import DeploymentUpdate
+with get_client(sync_client=True) as client:
+    deployment = client.read_deployment_by_name("mnist/train")
+    client.update_deployment(deployment.id, DeploymentUpdate(parameters=%r))
+    print(deployment.id)
+"""
+READ = """
+import json
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter
+only = FlowRunFilter(id={"any_": ["%s"]})
+with get_client(sync_client=True) as client:
+    state = client.read_flow_runs(flow_run_filter=only)[0].state
+    artifacts = client.read_artifacts(flow_run_filter=only)
+    print(json.dumps({"state": state.name, "artifacts": {a.key: str(a.id) for a in artifacts if a.key}}))
+"""
+
+
+@pytest.fixture(scope="module")
+def run(ui: Page, deployed, sample_parameters, screenshots):
+    """A run of the sample, started from the UI's form and watched on its page."""
+    deployment = deployed.python(PRESET % sample_parameters).strip()
+    ui.goto(f"{deployed.ui}/v2/deployments/deployment/{deployment}/run")
+    submit = ui.get_by_role("button", name="Submit")
+    expect(submit).to_be_visible()
+    expect(ui.get_by_text("Passes over the training images.")).to_be_visible()
+    ui.screenshot(path=screenshots / "form.png", full_page=True)
+    submit.click()
+    ui.wait_for_url(re.compile("flow-run/|deployment/[^/]+$"))
+    identifier = newest_run(deployed)
+    deadline = time.monotonic() + 200
+    while (found := json.loads(deployed.python(READ % identifier)))["state"] not in ("Completed", "Failed", "Crashed"):
+        assert time.monotonic() < deadline, found
+        time.sleep(2)
+    assert found["state"] == "Completed"
+    return {"id": identifier, "artifacts": found["artifacts"]}
+
+
+def newest_run(deployed):
+    return deployed.python(
+        "from prefect.client.orchestration import get_client\n"
+        "with get_client(sync_client=True) as c:\n"
+        "    print(c.read_flow_runs(limit=1, sort='EXPECTED_START_TIME_DESC')[0].id)"
+    ).strip()
+
+
+def test_the_runs_page_shows_its_steps_and_artifacts(ui, deployed, run, screenshots):
+    ui.goto(f"{deployed.ui}/v2/runs/flow-run/{run['id']}?tab=Artifacts")
+    for key in ROWS:
+        expect(ui.get_by_text(key, exact=True).first).to_be_visible()
+    ui.screenshot(path=screenshots / "run.png")
+
+
+@pytest.mark.parametrize("key", ROWS)
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_an_artifact_shows_its_pictures_and_rows(key, scheme, ui, deployed, run, screenshots):
+    ui.emulate_media(color_scheme=scheme)
+    ui.evaluate("theme => localStorage.setItem('theme', theme)", scheme)
+    ui.goto(f"{deployed.ui}/v2/artifacts/artifact/{run['artifacts'][key]}")
+    cell = ui.locator("td, th").filter(has_text=ROWS[key]).first
+    expect(cell).to_be_visible()
+    pictures = ui.locator("img[src^='data:image/png']")
+    expect(pictures).to_have_count(PICTURES.get(key, 0))
+    ui.wait_for_function("[...document.querySelectorAll('td img, p img')].every(image => image.complete && image.clientWidth > 0)")
+    for picture in pictures.all():
+        # Sharp on a high-density screen: two pixels of the file for one of the page.
+        natural, shown = picture.evaluate("image => [image.naturalWidth, image.clientWidth]")
+        assert natural >= 2 * min(shown, 500) > 0
+    ui.screenshot(path=screenshots / f"artifact-{key}-{scheme}.png", full_page=True)
+
+
+def test_the_lineage_is_drawn(ui, deployed, run):
+    ui.goto(f"{deployed.ui}/v2/artifacts/artifact/{run['artifacts']['lineage']}")
+    diagram = ui.locator("svg[id^=mermaid]")
+    expect(diagram).to_be_visible()
+    for name in ("data", "code", "parameters", "model", "version"):
+        expect(diagram.locator(".node").filter(has_text=name)).to_be_visible()

@@ -90,7 +90,9 @@ def test_an_artifact_shows_its_pictures_and_rows(key, scheme, ui, deployed, run,
     expect(cell).to_be_visible()
     pictures = ui.locator("img[src^='data:image/png']")
     expect(pictures).to_have_count(PICTURES.get(key, 0))
-    ui.wait_for_function("[...document.querySelectorAll('td img, p img')].every(image => image.complete && image.clientWidth > 0)")
+    ui.wait_for_function(
+        "[...document.querySelectorAll('td img, p img')].every(image => image.complete && image.clientWidth > 0)"
+    )
     for picture in pictures.all():
         # Sharp on a high-density screen: two pixels of the file for one of the page.
         natural, shown = picture.evaluate("image => [image.naturalWidth, image.clientWidth]")

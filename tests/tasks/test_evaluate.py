@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from artifacts.dataset import load_test, read_array
-from tasks.evaluate import expected_calibration_error, measure
+from tasks.evaluate import expected_calibration_error, measure, n_for_a_person
 
 
 def certain(*classes):
@@ -38,3 +38,12 @@ def test_calibration_error_by_hand():
     half = np.full((4, 10), 0.05, np.float32)
     half[:, 3] = 0.55
     assert expected_calibration_error(np.array([3, 3, 3, 0]), half) == pytest.approx(0.75 - 0.55)
+
+
+def test_what_to_hand_to_a_person_by_hand():
+    right = np.array([True, False, True, True, False])
+    confidence = np.array([0.9, 0.6, 0.8, 0.7, 0.5])
+    assert n_for_a_person(right, confidence) == 2
+    assert n_for_a_person(right, confidence, target=0.7) == 1
+    assert n_for_a_person(~right, confidence) == 5
+    assert n_for_a_person(right[[0, 2]], confidence[[0, 2]]) == 0

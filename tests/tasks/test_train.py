@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from artifacts.dataset import load_test, load_train
 from artifacts.errors import DataError, ModelError
 from tasks.networks import NETWORKS, import_keras
-from tasks.train import TrainParameters, hold_out, train_model
+from tasks.train import TrainParameters, apply_temperature, fit_temperature, hold_out, train_model
 from tests.conftest import FAST
 
 
@@ -89,3 +89,25 @@ def test_a_training_that_diverges_is_said_in_one_line(dataset, training, monkeyp
     monkeypatch.setattr("tasks.train.fit", lambda *_: (diverged,))
     with pytest.raises(ModelError, match=r"diverged at --train.learning_rate 0.008: its loss is no number"):
         train_model.fn(dataset, FAST)
+
+
+def test_the_temperature_makes_confidence_what_accuracy_is():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(4000, 10))
+    calibrated = apply_temperature(np.exp(logits), 1)
+    y_true = np.array([rng.choice(10, p=p) for p in calibrated])
+    overconfident = apply_temperature(calibrated.astype(np.float32), 1 / 2.5)
+    assert fit_temperature(y_true, overconfident.astype(np.float32)) == pytest.approx(2.5, rel=0.1)
+
+
+def test_the_saved_model_holds_the_temperature(dataset, training, monkeypatch):
+    monkeypatch.setattr("tasks.train.fit_temperature", lambda *_: 1.0)
+    plain = train_model.fn(dataset, FAST).model
+    images = load_test(dataset).x[:20]
+    load = import_keras().saving.load_model
+    before, after = (
+        load(model.keras.path, compile=False).predict(images, verbose=0) for model in (plain, training.model)
+    )
+    assert training.temperature != 1
+    np.testing.assert_allclose(apply_temperature(before, training.temperature), after, atol=1e-5)
+    assert (before.argmax(axis=1) == after.argmax(axis=1)).all()

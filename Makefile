@@ -4,7 +4,7 @@ BIN := .venv/bin
 export REASON VERSION
 ARGS ?=
 
-.PHONY: help train history rollback promote up down test check lock
+.PHONY: help train history rollback promote reproduce up down test check lock
 .DEFAULT_GOAL := help
 
 help: ## Say what there is.
@@ -21,6 +21,9 @@ rollback: .venv/synced ## Make the champion before the present one champion agai
 
 promote: .venv/synced ## Make a version the champion by hand: VERSION=3 REASON="…"
 	@$(BIN)/python -m flows promote --version="$$VERSION" --reason="$$REASON"
+
+reproduce: .venv/synced ## Make a registered version again and compare: VERSION=3
+	@$(BIN)/python -m flows reproduce --version="$$VERSION"
 
 up: .venv/synced ## Start server, worker, deployments and UI.
 	@$(BIN)/python -m flows.server up

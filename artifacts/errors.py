@@ -35,5 +35,13 @@ class RegistryError(MnistError):
     """Raised if the model registry can't be read or written."""
 
 
+class GitError(MnistError):
+    """Raised if git isn't there, or refuses."""
+
+
+class ReproduceError(MnistError):
+    """Raised if a registered version can't be made again."""
+
+
 class ModelError(MnistError):
     """Raised if a saved model can't be loaded, or doesn't predict what it should."""

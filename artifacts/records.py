@@ -44,11 +44,12 @@ class Key(Record):
                 if kind == "code":
                     changes.append(f"code of {name}")
                 else:
-                    changes.append(f"{name}: {_short(then.get(name))} → {_short(now.get(name))}")
+                    changes.append(f"{name}: {short(then.get(name))} → {short(now.get(name))}")
         return tuple(changes)
 
 
-def _short(value: str | None) -> str:
+def short(value: str | None) -> str:
+    """A value as a line of text shows it: a digest's first 12 digits tell it apart."""
     if value is None:
         return "none"
     return value[:12] if re.fullmatch("[0-9a-f]{64}", value) else value
@@ -182,6 +183,7 @@ class Training(StepRecord):
     temperature: float = Field(
         description="What the logits were divided by to calibrate the model, on its validation split."
     )
+    processor: str = Field(description="The processor of the fit; the weights' last bits depend on its kind and cores.")
     fit_seconds: float = Field(description="Wall seconds of the fit, with validation.")
 
     def identity(self) -> dict[str, Any]:
@@ -439,6 +441,40 @@ class Version(Record):
     version: int
     mlflow_run_id: str
     model: Model
+
+
+class Lineage(Record):
+    """What a version was made from, so that it can be made again, and what came of it; a tag of the version.
+
+    A field added later needs a default: the versions registered before lack it.
+
+    Attributes:
+        revision: The commit of the code.
+        patch: SHA-256 of the patch, a file of the version's MLflow run, that the code had besides; none if none.
+        parameters: All of train's.
+        dataset: `Dataset` as JSON: whether its files are still there shows when it is read.
+        n_train: Images trained on.
+        n_validation: Images held out of the training data.
+        code: Digest by module of what train and evaluate depend on.
+        libraries: Version by library that can change their results, Python's too.
+        arithmetic: Keras's dtype policy of the fit.
+        processor: The processor of the fit.
+        weights_digest: The model that came of it.
+        metrics: Its figures on the test set.
+    """
+
+    revision: str
+    patch: str | None
+    parameters: dict[str, Any]
+    dataset: dict[str, Any]
+    n_train: int
+    n_validation: int
+    code: dict[str, str]
+    libraries: dict[str, str]
+    arithmetic: str
+    processor: str
+    weights_digest: str
+    metrics: dict[str, int | float]
 
 
 class AliasMove(Record):

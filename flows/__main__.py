@@ -3,20 +3,27 @@
 import inspect
 import os
 import sys
+from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from flows.environment import environment, server
 
-COMMANDS = {"train": "flows.train:mnist", "promote": "flows.promote:promote", "rollback": "flows.promote:rollback"}
+COMMANDS = {
+    "train": "flows.train:mnist",
+    "promote": "flows.promote:promote",
+    "rollback": "flows.promote:rollback",
+    "reproduce": "tasks.reproduce:reproduce_version",  # no flow: it needs no server
+}
 
 
 def main() -> int:
     """Run a command and print what came of it.
 
     Returns:
-        The exit code: 0 if it completed, 1 if it failed for a reason said in one line, 2 if a flag is wrong.
+        The exit code: 0 if it completed, 1 if it failed for a reason said in one line or a version came out otherwise,
+        2 if a flag is wrong.
     """
     command = sys.argv[1] if len(sys.argv) > 1 else ""
     if command not in {*COMMANDS, "history"}:
@@ -25,6 +32,7 @@ def main() -> int:
     os.environ.update(environment())
     Path(os.environ["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)
     # Prefect reads its settings when it is imported.
+    from prefect import Flow
     from pydantic import ValidationError
 
     from artifacts.errors import MnistError
@@ -32,9 +40,10 @@ def main() -> int:
     if command == "history":
         return print_history()
     module, name = COMMANDS[command].split(":")
-    flow = getattr(import_module(module), name)
+    function = getattr(import_module(module), name)
+    is_flow = isinstance(function, Flow)
     try:
-        parameters = parse(flow.fn, command)
+        parameters = parse(function.fn if is_flow else function, command)
     except ValidationError as error:
         for wrong in error.errors():
             flag = ".".join(map(str, wrong["loc"]))
@@ -42,13 +51,13 @@ def main() -> int:
             print(f"error: --{flag}{given}: {wrong['msg']}", file=sys.stderr)
         return 2
     try:
-        with server():
-            result = flow(**parameters)
+        with server() if is_flow else nullcontext():
+            result = function(**parameters)
     except MnistError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(result)
-    return 0
+    return 0 if getattr(result, "identical", True) else 1
 
 
 def print_history() -> int:

@@ -6,8 +6,6 @@ import hashlib
 import importlib.metadata
 import json
 import platform
-import shutil
-import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -24,7 +22,8 @@ from prefect.transactions import IsolationLevel
 from pydantic import BaseModel
 
 from artifacts.records import Key, Origin
-from artifacts.settings import CHECKOUT, Settings
+from artifacts.settings import Settings
+from tasks.revision import git_revision, working_tree
 
 
 def file_lock(name: str) -> FileLock:
@@ -152,17 +151,6 @@ def origin() -> Origin | None:
     )
 
 
-@functools.cache
-def git_revision() -> str | None:
-    """The checkout's revision, ending in ``-dirty`` if tracked files differ from it; none outside of git."""
-    git = shutil.which("git")
-    if git is None:
-        return None
-    describe = [git, "-C", str(CHECKOUT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    described = subprocess.run(describe, capture_output=True, text=True, check=False)
-    return described.stdout.strip() or None
-
-
 def code_of(module: str) -> dict[str, str]:
     """Digest by module of the source that `module` depends on: itself and what it imports of the project."""
     imports, digests = _code()
@@ -172,6 +160,7 @@ def code_of(module: str) -> dict[str, str]:
 @functools.cache
 def _code() -> tuple[grimp.ImportGraph, dict[str, str]]:
     """All modules' imports and digests, read at once: a file saved during a run isn't the code that the run loaded."""
+    working_tree()  # keeps the patch of these very sources, for register
     imports = grimp.build_graph("tasks", "artifacts", cache_dir=None, exclude_type_checking_imports=True)
     return imports, {name: _sha256(ast.dump(ast.parse(_source(name)))) for name in imports.modules}
 

@@ -22,8 +22,9 @@ from artifacts.records import Epoch, Evaluation, Key, Results, RunSummary, StepR
 from artifacts.report import RunReport, Step
 from artifacts.settings import Settings
 from artifacts.store import write_atomically
-from tasks.caching import digest_code, git_revision
+from tasks.caching import digest_code
 from tasks.logs import run_logger
+from tasks.revision import git_revision
 
 # By key: the artifact's text, and what the Artifacts page says it is.
 ARTIFACTS: dict[str, tuple[Callable[[RunReport], str], str]] = {

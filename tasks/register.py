@@ -1,6 +1,8 @@
 """Register: the model into MLflow's registry, as a new version unless it is there, and the verdict carried out."""
 
+import hashlib
 import importlib.metadata
+import json
 import shutil
 import tempfile
 from datetime import UTC, datetime
@@ -13,17 +15,21 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from artifacts.dataset import load_test, read_array
-from artifacts.records import AliasMove, Dataset, Evaluation, Registration, Training, Verdict, Version
+from artifacts.records import AliasMove, Dataset, Evaluation, Lineage, Registration, Training, Verdict, Version
 from artifacts.settings import Settings
 from tasks.caching import digest_code, origin
 from tasks.logs import run_logger
 from tasks.networks import import_keras
+from tasks.rebuild import made_by_this_process
 from tasks.registry import (
     CHALLENGER,
     CHAMPION,
     GOLDEN_IMAGES,
     GOLDEN_PROBABILITIES,
+    LINEAGE,
     MODEL_FILES,
+    NOT_REPRODUCIBLE,
+    PATCH,
     REGISTERED_MODEL,
     connect,
     history,
@@ -32,11 +38,14 @@ from tasks.registry import (
     version_by_alias,
     version_by_tags,
 )
+from tasks.revision import working_tree
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 N_GOLDEN = 100
+# Far more than anybody's edits; a data set among the committed files could be anything.
+MAX_PATCH_BYTES = 5_000_000
 
 
 @task(name="register", cache_policy=NO_CACHE, retries=3, retry_delay_seconds=[1, 5, 25], retry_jitter_factor=0.5)
@@ -126,6 +135,7 @@ def create_version(
         for name, value in epoch.model_dump().items():
             client.log_metric(run_id, name, value, step=step)
     with tempfile.TemporaryDirectory() as folder:
+        remade = lineage_tags(dataset, training, evaluation, Path(folder))
         _write_mlflow_model(Path(folder) / "model", dataset, training)
         shutil.copyfile(training.model.h5.path, Path(folder) / MODEL_FILES["h5"])
         np.save(Path(folder) / GOLDEN_IMAGES, load_test(dataset).x[:N_GOLDEN])
@@ -140,9 +150,46 @@ def create_version(
             REGISTERED_MODEL,
             source=f"runs:/{run_id}/model",
             run_id=run_id,
-            tags={**lineage, "model": training.model.model_dump_json()},
+            tags={**lineage, **remade, "model": training.model.model_dump_json()},
         ),
     )
+
+
+def lineage_tags(dataset: Dataset, training: Training, evaluation: Evaluation, folder: Path) -> dict[str, str]:
+    """The tag by which `make reproduce` makes the version again, or the one that says why it can't.
+
+    The revision is that of this run's code, even if the training is reused: it was reused because this is its code.
+
+    Args:
+        dataset: What it was trained on.
+        training: How it was trained.
+        evaluation: How it does.
+        folder: Gets the patch of what wasn't committed, for the version's MLflow run.
+    """
+    tree = working_tree()
+    if training.origin is None or training.origin.key is None:
+        obstacle = "it was trained by a call outside of a flow run, whose parameters nobody kept"
+    elif tree.revision is None:
+        obstacle = "its code isn't in a git repository"
+    elif len(tree.patch) > MAX_PATCH_BYTES:
+        obstacle = f"its uncommitted changes were {len(tree.patch):,} bytes; at most {MAX_PATCH_BYTES:,} are kept"
+    else:
+        inputs = training.origin.key.inputs
+        made_from = Lineage(
+            revision=tree.revision,
+            patch=hashlib.sha256(tree.patch).hexdigest() if tree.patch else None,
+            parameters={
+                name.removeprefix("train."): json.loads(value)
+                for name, value in inputs.items()
+                if name.startswith("train.")
+            },
+            **made_by_this_process(dataset, training, evaluation),
+        )
+        if tree.patch:
+            (folder / PATCH).write_bytes(tree.patch)
+        return {LINEAGE: made_from.model_dump_json()}
+    run_logger().warning(f"the new version can't be made again by `make reproduce`: {obstacle}")
+    return {NOT_REPRODUCIBLE: obstacle}
 
 
 def _experiment(client: "MlflowClient") -> str:

@@ -34,12 +34,17 @@ N_SHOWN = 50
 MODEL_FILES = {"keras": "model/data/model.keras", "h5": "model.h5"}
 # And some test images with the probabilities that the evaluation had for them, to try the model by, years later.
 GOLDEN_IMAGES, GOLDEN_PROBABILITIES = "golden_images.npy", "golden_probabilities.npy"
+# Tags of a version: what it was made from (`Lineage` as JSON), and why it can't be made again if it can't.
+LINEAGE, NOT_REPRODUCIBLE = "lineage", "not_reproducible"
+# Where its MLflow run keeps what its code had besides its git revision, if it had something.
+PATCH = "uncommitted.patch"
 
 
 def connect() -> "MlflowClient":
     """A client of the registry that the settings name; the embedded one is made if it isn't there yet."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     from mlflow import MlflowClient
 
     settings = Settings()
@@ -79,10 +84,19 @@ def version_by_number(client: "MlflowClient", number: int) -> Version:
     Raises:
         RegistryError: Raised if there is none.
     """
+    return read_version(client, find_number(client, number))
+
+
+def find_number(client: "MlflowClient", number: int) -> "ModelVersion":
+    """MLflow's entity of the version of that number, with all its tags.
+
+    Raises:
+        RegistryError: Raised if there is none.
+    """
     found = client.search_model_versions(f"name = '{REGISTERED_MODEL}' and version_number = {number}")
     if not found:
         raise RegistryError(f"{REGISTERED_MODEL} has no version {number}; `make history` shows which there are")
-    return read_version(client, found[0])
+    return found[0]
 
 
 def move_alias(client: "MlflowClient", move: AliasMove) -> None:

@@ -2,6 +2,9 @@
 
 import hashlib
 import math
+import os
+import platform
+import re
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -66,6 +69,14 @@ def has_bfloat16() -> bool:
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
+def describe_processor() -> str:
+    """The processor by its kind and the cores that this process may use: both decide in which order sums are taken."""
+    cpuinfo = Path("/proc/cpuinfo")
+    first = cpuinfo.read_text().split("\n\n")[0] if cpuinfo.exists() else ""
+    kind = re.findall(r"^(?:model name|cpu family|model|CPU implementer|CPU part)\s*: (.+)$", first, re.MULTILINE)
+    return f"{' '.join([platform.machine(), *kind])}, {len(os.sched_getaffinity(0))} cores"
+
+
 def dtype_policy(parameters: TrainParameters) -> str:
     """Keras's name of the fit's arithmetic: ``mixed_bfloat16`` or ``float32``."""
     if parameters.precision == "auto":
@@ -123,6 +134,7 @@ def train_model(dataset: Dataset, parameters: TrainParameters) -> Training:
         n_validation=len(validation.y),
         precision=precision,
         temperature=temperature,
+        processor=describe_processor(),
         fit_seconds=fit_seconds,
         origin=origin(),
     )

@@ -135,6 +135,7 @@ def make_run(n_wrong=3, **changes):
             n_validation=5_000,
             precision="float32",
             temperature=0.8,
+            processor="x86_64, 2 cores",
             fit_seconds=17.5,
         ),
         "labels": LabelCheck(

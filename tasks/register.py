@@ -18,6 +18,7 @@ from artifacts.dataset import load_test, read_array
 from artifacts.records import AliasMove, Dataset, Evaluation, Lineage, Registration, Training, Verdict, Version
 from artifacts.settings import Settings
 from tasks.caching import digest_code, origin
+from tasks.drift import profile
 from tasks.logs import run_logger
 from tasks.networks import import_keras
 from tasks.rebuild import made_by_this_process
@@ -30,6 +31,7 @@ from tasks.registry import (
     MODEL_FILES,
     NOT_REPRODUCIBLE,
     PATCH,
+    PROFILE,
     REGISTERED_MODEL,
     connect,
     history,
@@ -139,7 +141,10 @@ def create_version(
         _write_mlflow_model(Path(folder) / "model", dataset, training)
         shutil.copyfile(training.model.h5.path, Path(folder) / MODEL_FILES["h5"])
         np.save(Path(folder) / GOLDEN_IMAGES, load_test(dataset).x[:N_GOLDEN])
-        np.save(Path(folder) / GOLDEN_PROBABILITIES, read_array(evaluation.probabilities)[:N_GOLDEN])
+        probabilities = read_array(evaluation.probabilities)
+        np.save(Path(folder) / GOLDEN_PROBABILITIES, probabilities[:N_GOLDEN])
+        usual = profile(read_array(dataset.x_train), probabilities)
+        (Path(folder) / PROFILE).write_text(usual.model_dump_json())
         client.log_artifacts(run_id, folder)
     client.set_terminated(run_id)
     if not client.search_registered_models(f"name = '{REGISTERED_MODEL}'"):

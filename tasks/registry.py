@@ -38,6 +38,8 @@ GOLDEN_IMAGES, GOLDEN_PROBABILITIES = "golden_images.npy", "golden_probabilities
 LINEAGE, NOT_REPRODUCIBLE = "lineage", "not_reproducible"
 # Where its MLflow run keeps what its code had besides its git revision, if it had something.
 PATCH = "uncommitted.patch"
+# And what is usual of its data (`tasks.drift.Profile`), to tell whether other images look like them.
+PROFILE = "profile.json"
 
 
 def connect() -> "MlflowClient":

@@ -4,7 +4,7 @@ BIN := .venv/bin
 export REASON VERSION
 ARGS ?=
 
-.PHONY: help train history rollback promote reproduce up down test check lock
+.PHONY: help train score history rollback promote reproduce up down test check lock
 .DEFAULT_GOAL := help
 
 help: ## Say what there is.
@@ -12,6 +12,9 @@ help: ## Say what there is.
 
 train: .venv/synced ## Run the pipeline once; ARGS="--help" lists every parameter.
 	@$(BIN)/python -m flows train $(ARGS)
+
+score: .venv/synced ## Label images with the champion: ARGS="--images digits/ --output labels.csv"
+	@$(BIN)/python -m flows score $(ARGS)
 
 history: .venv/synced ## Print who or what moved the champion, when and why.
 	@$(BIN)/python -m flows history

@@ -15,6 +15,7 @@ COMMANDS = {
     "promote": "flows.promote:promote",
     "rollback": "flows.promote:rollback",
     "reproduce": "tasks.reproduce:reproduce_version",  # no flow: it needs no server
+    "score": "flows.score:score",
 }
 
 

@@ -48,7 +48,7 @@ def read(deployed, name):
     return json.loads(deployed.python(READ_RUN % name))
 
 
-def test_a_run_from_a_shell(deployed, sample_parameters):
+def test_a_run_from_a_shell(deployed, sample_parameters, sample_npz, tmp_path):
     start(deployed, sample_parameters, "from-a-shell")
     run = read(deployed, "from-a-shell")
     assert run["state"] == "Completed"
@@ -62,6 +62,10 @@ def test_a_run_from_a_shell(deployed, sample_parameters):
         "print(mlflow.keras.load_model('models:/mnist@champion').count_params())"
     )
     assert loaded.split()[-1] == "3156098"
+
+    flags = [f"--param=images={sample_npz}", f"--param=output={tmp_path / 'labels.csv'}"]
+    deployed.run("prefect", "deployment", "run", "mnist-score/batch", "--watch", *flags)
+    assert len((tmp_path / "labels.csv").read_text().splitlines()) == 101
 
 
 def test_the_command_line_uses_the_same_server_and_store(deployed, sample_parameters):

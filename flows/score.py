@@ -1,0 +1,25 @@
+"""The flow `mnist-score`: the champion's labels for a file or a folder of images."""
+
+from prefect import flow
+from prefect.artifacts import create_markdown_artifact
+
+from tasks.logs import show_errors_in_one_line
+from tasks.registry import find_champion
+from tasks.score import ImagesPath, OutputPath, Probability, Scoring, score_images
+
+
+@flow(name="mnist-score", result_serializer="json")
+def score(images: ImagesPath, output: OutputPath, ask_below: Probability = 0.9) -> Scoring:
+    """Label images with the champion, say which a person should look at, and whether they look like the training data.
+
+    Args:
+        images: What is scored.
+        output: Where the labels go.
+        ask_below: A probability below which a person should be asked.
+    """
+    show_errors_in_one_line()
+    scoring = score_images(find_champion(), images, output, ask_below)
+    create_markdown_artifact(
+        scoring.markdown(), key="scoring", description="What was scored, and what looks different."
+    )
+    return scoring

@@ -30,6 +30,10 @@ class Settings(BaseSettings):
         description="MLflow's address; none for the SQLite database under `home`.",
     )
     prefect_port: int = Field(default=4200, ge=1, le=65535, description="Port of `make up`'s Prefect server.")
+    report_port: int = Field(default=4201, ge=1, le=65535, description="Port on which `make up` serves the runs.")
+    mlflow_port: int = Field(default=4202, ge=1, le=65535, description="Port of `make up`'s MLflow UI.")
+    report_url: str | None = Field(default=None, description="Where the runs are served; none without `make up`.")
+    mlflow_url: str | None = Field(default=None, description="Where MLflow's UI is; none without `make up`.")
 
     @field_validator("home")
     @classmethod

@@ -1,4 +1,4 @@
-"""`make up` and `make down`: server and worker under supervision, the work pool, the deployments."""
+"""`make up` and `make down`: servers and worker under supervision, the work pool, the deployments."""
 
 import asyncio
 import os
@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from artifacts.settings import CHECKOUT, Settings
-from flows.environment import answers, environment
+from flows.environment import environment
 
 BIN = Path(sys.executable).parent
 # Where Prefect and our settings look: with it any `prefect …` in the checkout just works.
@@ -20,18 +20,24 @@ MARK = "# Written by `make up`, deleted by `make down`.\n"
 
 
 def up() -> int:
-    """Start what isn't running, deploy, and say where the UI is.
+    """Start what isn't running, deploy, and say where the UIs are.
 
     Returns:
-        The exit code: 0 if all is up, 1 if the server didn't start.
+        The exit code: 0 if all is up, 1 if a server didn't start.
     """
     settings = Settings()
     folder = settings.home / "server"
     folder.mkdir(parents=True, exist_ok=True)
-    api = f"http://127.0.0.1:{settings.prefect_port}/api"
+    servers = {"server": settings.prefect_port, "reports": settings.report_port}
+    if settings.mlflow_tracking_uri is None:
+        servers["mlflow"] = settings.mlflow_port
     pid = running_supervisor(folder)
-    if pid is None and in_use(settings.prefect_port):
-        print(f"error: port {settings.prefect_port} is in use; free it, or set MNIST_PREFECT_PORT", file=sys.stderr)
+    if pid is None and (taken := [str(port) for port in servers.values() if in_use(port)]):
+        print(
+            f"error: port {' and '.join(taken)} is in use; free it, or set "
+            "MNIST_PREFECT_PORT, MNIST_REPORT_PORT or MNIST_MLFLOW_PORT",
+            file=sys.stderr,
+        )
         return 1
     if DOTENV.exists() and not DOTENV.read_text().startswith(MARK):
         print(
@@ -42,34 +48,45 @@ def up() -> int:
     variables = environment() | server_environment(settings)
     os.environ.update(variables)
     if pid is None:
-        extra = {"MNIST_BIN": str(BIN), "MNIST_WORKER": socket.gethostname()}
+        extra = {
+            "MNIST_BIN": str(BIN),
+            "MNIST_WORKER": socket.gethostname(),
+            "MNIST_OWN_MLFLOW": str("mlflow" in servers).lower(),
+        }
         subprocess.run(
             [BIN / "supervisord", "-c", CHECKOUT / "supervisord.conf"],
             cwd=CHECKOUT,
             env=os.environ | extra,
             check=True,
         )
-    print(f"waiting for the Prefect server (its log: {folder / 'server.log'}) …", flush=True)
+    print(f"waiting for the servers (their logs: {folder}/*.log) …", flush=True)
     deadline = time.monotonic() + 120
-    while not answers(api):
-        if time.monotonic() > deadline:
-            print(f"error: the Prefect server didn't start; see {folder / 'server.log'}", file=sys.stderr)
-            return 1
-        time.sleep(0.5)
+    for name, port in servers.items():
+        while not in_use(port):  # each listens when it is ready
+            if time.monotonic() > deadline:
+                print(f"error: {name} didn't start; see {folder}/{name}.log", file=sys.stderr)
+                return 1
+            time.sleep(0.5)
     write_private(DOTENV, MARK + "".join(f"{name}='{value}'\n" for name, value in variables.items()))
     asyncio.run(deploy())
     print(f"Prefect UI: http://127.0.0.1:{settings.prefect_port}   sign in with the line in {settings.home / 'secret'}")
+    print(f"reports:    {variables['MNIST_REPORT_URL']}   the same: user before the colon, password after it")
+    if "mlflow" in servers:
+        print(f"MLflow UI:  {variables['MNIST_MLFLOW_URL']}   the same")
     print("run it:     prefect deployment run mnist/train --watch   (after `. .venv/bin/activate`)")
     print("stop it:    make down")
     return 0
 
 
 def server_environment(settings: Settings) -> dict[str, str]:
-    """What the server, its worker and its clients share: the address, and the secret that opens it."""
+    """What the servers, the worker and their clients share: the addresses, and the secret that opens them."""
     origin = f"http://127.0.0.1:{settings.prefect_port}"
     secret = read_secret(settings.home / "secret")
-    return {
+    variables = {
         "MNIST_PREFECT_PORT": str(settings.prefect_port),
+        "MNIST_REPORT_PORT": str(settings.report_port),
+        "MNIST_REPORT_URL": f"http://127.0.0.1:{settings.report_port}",
+        "MNIST_MLFLOW_PORT": str(settings.mlflow_port),
         "PREFECT_API_URL": f"{origin}/api",
         "PREFECT_API_AUTH_STRING": secret,
         "PREFECT_SERVER_API_HOST": "127.0.0.1",
@@ -80,10 +97,13 @@ def server_environment(settings: Settings) -> dict[str, str]:
         "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": origin,
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
     }
+    if settings.mlflow_tracking_uri is None:
+        variables["MNIST_MLFLOW_URL"] = f"http://127.0.0.1:{settings.mlflow_port}"
+    return variables
 
 
 def read_secret(file: Path) -> str:
-    """The line that opens server and UI, generated once, readable by its owner alone."""
+    """The line that opens all servers, generated once, readable by its owner alone."""
     if not file.exists():
         write_private(file, f"mnist:{secrets.token_urlsafe(24)}\n")
     return file.read_text().strip()
@@ -106,11 +126,10 @@ def running_supervisor(folder: Path) -> int | None:
     """The process id of the supervisor, if one runs."""
     try:
         pid = int((folder / "supervisord.pid").read_text())
-        command = Path(f"/proc/{pid}/cmdline").read_bytes()
     except (OSError, ValueError):
         return None
     # The file outlives a reboot, and the number may be somebody else's by then.
-    return pid if b"supervisord" in command else None
+    return pid if "supervisord" in command(pid) else None
 
 
 async def deploy() -> None:
@@ -151,8 +170,16 @@ def down() -> int:
             return 1
         time.sleep(0.2)
     forget_server()
-    print("server and worker are stopped")
+    print("servers and worker are stopped")
     return 0
+
+
+def command(pid: int) -> str:
+    """The command line of a process; empty if it is gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return ""
 
 
 def forget_server() -> None:

@@ -237,7 +237,14 @@ def publish_failure(flow: Flow[..., Any], flow_run: FlowRun, state: State) -> No
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(
         folder / "manifest.json",
-        _json({"flow_run_id": str(flow_run.id), "state": state.type.value.lower(), "reason": state.message}),
+        _json(
+            {
+                "flow_run_id": str(flow_run.id),
+                "flow_run_name": flow_run.name,
+                "state": state.type.value.lower(),
+                "reason": state.message,
+            }
+        ),
     )
     # After a crash the worker calls this, outside of the run.
     flow_run_logger(flow_run, flow).error(f"{state.name}: {state.message} Its artifacts: {folder}")

@@ -73,6 +73,8 @@ def checkout(tmp_path_factory: pytest.TempPathFactory, copy_checkout: Callable[[
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "MNIST_HOME": str(folder / "home"),
         "MNIST_PREFECT_PORT": str(port := free_port()),
+        "MNIST_REPORT_PORT": str(free_port()),
+        "MNIST_MLFLOW_PORT": str(free_port()),
     }
     return Deployed(copy_checkout(folder / "checkout"), folder / "home", environment, port)
 

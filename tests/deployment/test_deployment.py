@@ -4,8 +4,10 @@ import json
 import stat
 import time
 
+import httpx
 import numpy as np
 import pytest
+from dotenv import dotenv_values
 
 READ_RUN = """
 import json
@@ -48,9 +50,14 @@ def read(deployed, name):
     return json.loads(deployed.python(READ_RUN % name))
 
 
-def test_a_run_from_a_shell(deployed, sample_parameters, sample_npz, tmp_path):
+@pytest.fixture(scope="module")
+def run(deployed, sample_parameters):
+    """A finished run, started from a shell."""
     start(deployed, sample_parameters, "from-a-shell")
-    run = read(deployed, "from-a-shell")
+    return read(deployed, "from-a-shell")
+
+
+def test_a_run_from_a_shell(deployed, run, sample_npz, tmp_path):
     assert run["state"] == "Completed"
     assert set(run["tasks"].values()) == {"Completed"}
     assert {"summary", "data-validation", "learning-curves", "lineage"} <= run["artifacts"].keys()
@@ -92,14 +99,64 @@ def test_bad_data_fail_with_the_reason_on_the_page(deployed, sample_parameters, 
     assert "nothing.npz can't be read: No such file" in run["message"]
 
 
-def test_nobody_else_can_read_the_secret_or_the_api(deployed):
+def test_nobody_else_can_read_the_secret(deployed):
     for file in (deployed.home / "secret", deployed.checkout / ".env"):
         assert stat.S_IMODE(file.stat().st_mode) == 0o600
-    answer = deployed.python(
-        "import httpx; from prefect.settings import PREFECT_API_URL as url;"
-        "print(*(httpx.get(f'{url.value()}/{route}').status_code for route in ('work_pools/local', 'health')))"
-    )
-    assert answer.split() == ["401", "200"]
+
+
+def test_a_stranger_gets_401_from_every_route_but_health(deployed):
+    prefect, reports, mlflow = addresses(deployed)
+    schema = httpx.get(f"{prefect}/openapi.json").json()
+    routes = {(method.upper(), path) for path, methods in schema["paths"].items() for method in methods}
+    assert len(routes) > 150
+    opened = {
+        (method, path) for method, path in routes if httpx.request(method, f"{prefect}/api{path}").status_code != 401
+    }
+    assert opened == {("GET", "/health"), ("GET", "/ready")}
+    for address in (reports, mlflow):
+        for method in ("GET", "POST"):
+            for path in (
+                "/",
+                "/health",
+                "/api/2.0/mlflow/registered-models/search",
+                "/ajax-api/2.0/mlflow/runs/search",
+            ):
+                assert httpx.request(method, address + path).status_code == 401
+
+
+def test_who_is_signed_in_still_needs_a_token_against_cross_site_requests(deployed):
+    prefect, _, mlflow = addresses(deployed)
+    answer = httpx.post(f"{prefect}/api/flow_runs/filter", auth=secret(deployed))
+    assert (answer.status_code, answer.json()) == (403, {"detail": "Missing CSRF token."})
+    search = {"url": f"{mlflow}/ajax-api/2.0/mlflow/experiments/search", "json": {"max_results": 9}}
+    assert httpx.post(**search, auth=secret(deployed)).status_code == 200
+    assert httpx.post(**search, auth=secret(deployed), headers={"Origin": prefect}).status_code == 403
+
+
+def test_reports_and_registry_are_served(deployed, run):
+    prefect, reports, mlflow = addresses(deployed)
+    assert "connect-src 'self'" in httpx.get(prefect).headers["Content-Security-Policy"]  # the UI calls nobody else
+    with httpx.Client(auth=secret(deployed)) as client:
+        assert f"/runs/{run['id']}/report.html" in client.get(reports).text
+        report = client.get(f"{reports}/runs/{run['id']}/report.html")
+        assert report.text == (deployed.home / "runs" / run["id"] / "report.html").read_text()
+        assert "MLflow" in client.get(mlflow).text
+        model = client.get(f"{mlflow}/ajax-api/2.0/mlflow/registered-models/get", params={"name": "mnist"}).json()
+        assert "champion" in {alias["alias"] for alias in model["registered_model"]["aliases"]}
+        version = model["registered_model"]["latest_versions"][0]
+        files = client.get(f"{mlflow}/ajax-api/2.0/mlflow/artifacts/list", params={"run_id": version["run_id"]}).json()
+        assert "model.h5" in {file["path"] for file in files["files"]}
+
+
+def addresses(deployed):
+    """Of Prefect, the reports and MLflow, as `.env` has them."""
+    settings = dotenv_values(deployed.checkout / ".env")
+    return settings["PREFECT_API_URL"].removesuffix("/api"), settings["MNIST_REPORT_URL"], settings["MNIST_MLFLOW_URL"]
+
+
+def secret(deployed):
+    """User and password."""
+    return tuple((deployed.home / "secret").read_text().strip().split(":"))
 
 
 def test_make_up_again_keeps_the_users_switch(deployed, checkout):

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from artifacts.settings import CHECKOUT, Settings
@@ -162,6 +163,7 @@ def down() -> int:
         forget_server()
         print("nothing is running")
         return 0
+    end_runs(pid)
     os.kill(pid, signal.SIGTERM)
     deadline = time.monotonic() + 60
     while running_supervisor(folder):
@@ -172,6 +174,31 @@ def down() -> int:
     forget_server()
     print("servers and worker are stopped")
     return 0
+
+
+def end_runs(supervisor: int) -> None:
+    """Have each run that the worker started end, and tell the server that it did: it is marked as crashed.
+
+    The worker kills its runs when it is stopped, but tells nobody; for the server they would run for ever.
+    """
+    workers = [child for child in children(supervisor) if "worker" in command(child)]
+    started = {run for worker in workers for run in children(worker)}
+    # A run's process leads a group of its own: what it started is in there.
+    for kill, number, seconds in ((os.kill, signal.SIGTERM, 20), (os.killpg, signal.SIGKILL, 5)):
+        deadline = time.monotonic() + seconds
+        runs = [run for run in started if command(run)]
+        for run in runs:
+            with suppress(ProcessLookupError):
+                kill(run, number)
+        while any(map(command, runs)) and time.monotonic() < deadline:
+            time.sleep(0.2)
+    if started:
+        time.sleep(3)  # for a run that ended before it could tell, the worker does
+
+
+def children(pid: int) -> list[int]:
+    """The process ids of a process's children."""
+    return [int(child) for file in Path(f"/proc/{pid}/task").glob("*/children") for child in file.read_text().split()]
 
 
 def command(pid: int) -> str:

@@ -178,6 +178,22 @@ def schedule_id(deployed):
     ).strip()
 
 
+def test_make_down_ends_a_run_that_is_marked_as_crashed(deployed, checkout, sample_parameters):
+    long = sample_parameters | {"train": {**sample_parameters["train"], "epochs": 1000, "seed": 7}}
+    flags = [f"--param={key}={json.dumps(value)}" for key, value in long.items()]
+    deployed.run("prefect", "deployment", "run", "mnist/train", "--flow-run-name", "cut-short", *flags)
+    deadline = time.monotonic() + 120
+    while "for 1000 epochs" not in (deployed.home / "server" / "worker.log").read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    checkout.run("python", "-m", "flows.server", "down")
+    assert checkout.processes() == []
+    checkout.run("python", "-m", "flows.server", "up")
+    run = read(deployed, "cut-short")
+    assert run["state"] == "Crashed"
+    assert run["tasks"]["train"] == "Crashed"
+
+
 def test_a_schedule_fires_and_retrains_on_changed_data(deployed, sample_parameters, arrays, tmp_path):
     file = tmp_path / "growing.npz"
     np.savez(file, **arrays)

@@ -8,8 +8,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from flows.environment import environment, server
-
 COMMANDS = {
     "train": "flows.train:mnist",
     "promote": "flows.promote:promote",
@@ -25,11 +23,17 @@ def main() -> int:
     Returns:
         The exit code: 0 if it completed, 1 if it failed for a reason said in one line or a version came out otherwise,
         2 if a flag is wrong.
+
+    Raises:
+        KeyboardInterrupt: Raised on Ctrl-C, when the run has been marked as crashed.
     """
     command = sys.argv[1] if len(sys.argv) > 1 else ""
     if command not in {*COMMANDS, "history"}:
         print(f"error: {command or 'nothing'} is no command; there are {', '.join(COMMANDS)}, history", file=sys.stderr)
         return 2
+    # Imports take seconds: here a Ctrl-C is met as anywhere else.
+    from flows.environment import environment, server
+
     os.environ.update(environment())
     Path(os.environ["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)
     # Prefect reads its settings when it is imported.
@@ -107,4 +111,8 @@ def parse(function: Any, command: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        print("interrupted; the finished steps are kept, and the next run reuses them", file=sys.stderr)
+        sys.exit(130)  # as a shell says it

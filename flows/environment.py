@@ -1,6 +1,10 @@
 """The environment of everything that `make` starts: Prefect kept under ``MNIST_HOME``, and nobody called home."""
 
 import os
+import socket
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.client import HTTPException
@@ -8,6 +12,7 @@ from urllib.request import urlopen
 
 from dotenv import dotenv_values
 
+from artifacts.errors import MnistError
 from artifacts.settings import CHECKOUT, Settings
 
 
@@ -19,7 +24,6 @@ def environment() -> dict[str, str]:
         "MNIST_HOME": str(home),
         "PREFECT_HOME": str(home / "prefect"),
         "PREFECT_RESULTS_LOCAL_STORAGE_PATH": str(home / "results"),
-        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",  # Prefect's 20 s are short for a busy machine
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
         "GX_ANALYTICS_ENABLED": "false",
@@ -38,18 +42,52 @@ def server() -> Iterator[None]:
     ``.env`` is what `make up` writes; it names a server that is gone if the machine was restarted since.
     """
     from prefect.logging.handlers import APILogHandler
-    from prefect.server.api.server import SubprocessASGIServer
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
     url = os.environ.get("PREFECT_API_URL") or dotenv_values(CHECKOUT / ".env").get("PREFECT_API_URL")
     if url and answers(url):
         yield
         return
-    with SubprocessASGIServer() as temporary, temporary_settings({PREFECT_API_URL: temporary.api_url}):
+    with temporary_server() as url, temporary_settings({PREFECT_API_URL: url}):
         try:
             yield
         finally:
             APILogHandler().flush()  # Prefect sends logs in the background; soon nobody is there to take them
+
+
+@contextmanager
+def temporary_server() -> Iterator[str]:
+    """Run a Prefect server until the context ends; the address of its API.
+
+    Prefect's own temporary server gets a Ctrl-C along with the run, and is gone before the run can tell it.
+
+    Raises:
+        MnistError: Raised if it doesn't start.
+    """
+    from prefect.logging import get_logger
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    url = f"http://127.0.0.1:{port}/api"
+    get_logger().info(f"Starting temporary server on {url}")
+    command = [sys.executable, "-m", "uvicorn", "--factory", "flows.web:temporary", "--port", str(port)]
+    process = subprocess.Popen(
+        [*command, "--log-level", "error", "--timeout-graceful-shutdown", "5"],
+        cwd=CHECKOUT,
+        stdin=subprocess.PIPE,
+        process_group=0,
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not answers(url):
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise MnistError("Prefect's server didn't start; what it printed above says why")
+            time.sleep(0.2)
+        yield url
+    finally:
+        process.terminate()
+        process.wait()
 
 
 def answers(url: str) -> bool:

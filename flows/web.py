@@ -3,6 +3,10 @@
 import base64
 import hmac
 import mimetypes
+import os
+import signal
+import sys
+import threading
 from typing import TYPE_CHECKING
 
 from starlette.applications import Starlette
@@ -123,6 +127,21 @@ def prefect() -> ASGIApp:
     address = f"127.0.0.1:{Settings().prefect_port}"
     policy = f"connect-src {own} http://{address} ws://{address}; img-src {own}; frame-ancestors 'none'"
     return AddHeaders(app, {"Content-Security-Policy": policy})
+
+
+def temporary() -> "FastAPI":
+    """Prefect's API without its UI and services, for one run of the command line, and until that ends, however it does.
+
+    Whoever starts it holds the other end of its input.
+    """
+    from prefect.server.api.server import create_app
+
+    def end_with_input() -> None:
+        sys.stdin.read()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=end_with_input, daemon=True).start()
+    return create_app(ephemeral=True, final=True)
 
 
 def mlflow() -> ASGIApp:

@@ -3,12 +3,16 @@
 import json
 import os
 import re
+import signal
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from tests.deployment.conftest import Deployed
 from tests.flows.conftest import Run
 
 
@@ -95,6 +99,39 @@ def test_a_failed_run_ends_in_one_line(start, flags, tmp_path):
     assert errors.splitlines()[-1].startswith(f"error: {tmp_path}/nothing.npz can't be read: No such file")
     assert "Traceback" not in errors
     assert output == ""
+
+
+def test_ctrl_c_ends_the_run_in_one_line_and_its_server(sample, tmp_path, copy_checkout):
+    sample["train"] = sample["train"].model_copy(update={"epochs": 1000})
+    environment = os.environ | {"MNIST_HOME": str(tmp_path / "home"), "PREFECT_HOME": str(tmp_path / "prefect")}
+    copied = Deployed(copy_checkout(tmp_path / "checkout"), tmp_path / "home", environment)
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "flows",
+            "train",
+            *(f"--{name}={model.model_dump_json()}" for name, model in sample.items()),
+        ],
+        cwd=copied.checkout,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    for line in process.stderr:
+        if "for 1000 epochs" in line:
+            break
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does it: to all that it runs in the foreground
+    code, output, errors = finish(process)
+    assert code == 130, errors
+    assert errors.splitlines()[-1] == "interrupted; the finished steps are kept, and the next run reuses them"
+    assert "Traceback" not in errors
+    assert output == ""
+    with closing(sqlite3.connect(tmp_path / "prefect" / "prefect.db")) as database:
+        assert database.execute("SELECT state_type FROM flow_run").fetchall() == [("CRASHED",)]
+    assert copied.processes() == []
 
 
 def test_help_lists_every_parameter_with_its_description(start):

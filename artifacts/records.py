@@ -1,5 +1,6 @@
 """What the steps hand to one another: small frozen records of digests, files and figures, never arrays."""
 
+import hashlib
 import re
 from datetime import datetime
 from pathlib import Path
@@ -32,6 +33,11 @@ class Key(Record):
     inputs: dict[str, str]
     code: dict[str, str]
     libraries: dict[str, str]
+
+    @property
+    def digest(self) -> str:
+        """The name under which the result is kept."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
     def changes_since(self, other: Self) -> tuple[str, ...]:
         """Name what differs from another key of the same step, in words, e.g. ``train.epochs: 3 → 1``."""
@@ -561,3 +567,55 @@ class RunSummary(Record):
   the run's folder   {self.folder}
   open its report    {(self.folder / "report.html").as_uri()}
   in the UI          make up, then /runs/flow-run/{self.flow_run_id}"""
+
+
+class Collected(Record):
+    """What gc removed of one kind, or would.
+
+    Attributes:
+        what: The kind, in the plural.
+        removed: How many.
+        size: Bytes of the disk that this frees, or freed.
+        stay: How many stay; none where they weren't counted.
+        names: Of things that a person knows by name, those removed.
+    """
+
+    what: str
+    removed: int
+    size: int
+    stay: int | None
+    names: tuple[str, ...] = ()
+
+
+class Collection(Record):
+    """What gc did, or would do.
+
+    Attributes:
+        applied: Whether it was done.
+        rows: By kind, in the order of removal.
+        not_reproducible: Versions that stay and whose data set is newly found to be gone from the store, or would go.
+    """
+
+    applied: bool
+    rows: tuple[Collected, ...]
+    not_reproducible: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes of the disk that all of it frees."""
+        return sum(row.size for row in self.rows)
+
+    def __str__(self) -> str:
+        """A table, and the names of what goes."""
+        done = self.applied
+        lines = [f"  {'':<18}{'removed' if done else 'to remove':>10}{'freed':>14}{'stay':>8}"]
+        for row in self.rows:
+            freed = f"{row.size / 1e6:,.1f} MB" if row.size else ""
+            lines.append(f"  {row.what:<18}{row.removed:>10,}{freed:>14}{'' if row.stay is None else row.stay:>8}")
+        lines += [f"  {'in all':<18}{'':>10}{f'{self.size / 1e6:,.1f} MB':>14}", ""]
+        lines += [f"  {row.what}: {', '.join(row.names)}" for row in self.rows if row.names]
+        if self.not_reproducible:
+            numbers = ", ".join(map(str, self.not_reproducible))
+            lines.append(f"  model versions that can't be reproduced any more, their data being gone: {numbers}")
+        lines.append("  removed" if done else '  nothing was removed; `make gc ARGS="--apply"` does it')
+        return "\n".join(lines)

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from artifacts.errors import ValidationError
 from artifacts.records import Results, RunSummary
+from tasks.caching import store_lock
 from tasks.evaluate import evaluate_model
 from tasks.explain import explain_errors
 from tasks.gate import GateParameters, judge_model
@@ -42,7 +43,7 @@ def mnist(
         refresh: Compute every step again, whatever earlier runs left.
     """
     show_errors_in_one_line()
-    with temporary_settings({PREFECT_TASKS_REFRESH_CACHE: refresh}):
+    with store_lock().read_lock(), temporary_settings({PREFECT_TASKS_REFRESH_CACHE: refresh}):
         dataset = ingest_data(ingest)
         try:
             validated = validate_data(dataset, validation)

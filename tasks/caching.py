@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import grimp
-from filelock import FileLock, Timeout
+from filelock import FileLock, ReadWriteLock, Timeout
 from prefect.cache_policies import CachePolicy
 from prefect.context import TaskRunContext
 from prefect.locking.protocol import LockManager
@@ -28,9 +28,21 @@ from tasks.revision import git_revision, working_tree
 
 def file_lock(name: str) -> FileLock:
     """A lock that every process with this ``MNIST_HOME`` shares, and that ends with its holder."""
+    return FileLock(_locks() / name, thread_local=False)
+
+
+def store_lock() -> ReadWriteLock:
+    """The lock of what earlier runs left: a run holds it for reading while it goes, gc for writing while it removes.
+
+    Between the reuse of a result and the end of the run, nothing else says that the result's files are needed.
+    """
+    return ReadWriteLock(_locks() / "store.db", is_singleton=False)
+
+
+def _locks() -> Path:
     folder = Settings().home / "locks"
     folder.mkdir(parents=True, exist_ok=True)
-    return FileLock(folder / name, thread_local=False)
+    return folder
 
 
 class FileLockManager(LockManager):
@@ -131,8 +143,7 @@ class StepCache(CachePolicy):
     ) -> str:
         """The key's digest, under which Prefect stores the result."""
         del flow_parameters, kwargs
-        key = self.key(task_ctx.task.name, task_ctx.task.fn.__module__, inputs)
-        return _sha256(key.model_dump_json())
+        return self.key(task_ctx.task.name, task_ctx.task.fn.__module__, inputs).digest
 
 
 def origin() -> Origin | None:

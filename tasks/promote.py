@@ -80,10 +80,16 @@ def previous_champion(moves: list[AliasMove]) -> int:
     Raises:
         RegistryError: Raised if there was none.
     """
-    line: list[int] = []  # of champions, each of which took over from the one before; going back shortens it
-    for move in moves:
-        if move.alias == CHAMPION:
-            line = [*line[: line.index(move.after)], move.after] if move.after in line else [*line, move.after]
+    line = champions(moves)
     if len(line) < 2:
         raise RegistryError("no version was champion before the present one; `make history` shows the moves")
     return line[-2]
+
+
+def champions(moves: list[AliasMove]) -> list[int]:
+    """The line of champions, each of which took over from the one before; going back shortens it."""
+    line: list[int] = []
+    for move in moves:
+        if move.alias == CHAMPION:
+            line = [*line[: line.index(move.after)], move.after] if move.after in line else [*line, move.after]
+    return line

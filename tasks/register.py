@@ -72,7 +72,7 @@ def register_model(dataset: Dataset, training: Training, evaluation: Evaluation,
     if challenger is None or challenger.version < version.version:
         move_alias(client, move(CHALLENGER, challenger, version, "newly registered", verdict))
     client.set_model_version_tag(REGISTERED_MODEL, str(version.version), "verdict", verdict.decision)
-    withheld = replaced_by_hand(history(client), version)
+    withheld = replaced_by_hand(history(client), version.version)
     promoted = verdict.decision == "promote" and champion != version and withheld is None
     if promoted:
         reasons = "; ".join(f"{check.name}: {check.detail}" for check in verdict.checks)
@@ -104,13 +104,13 @@ def move(alias: str, before: Version | None, after: Version, why: str, verdict: 
     )
 
 
-def replaced_by_hand(moves: list[AliasMove], version: Version) -> str | None:
+def replaced_by_hand(moves: list[AliasMove], version: int) -> str | None:
     """Why a person took the champion's alias from a version, if that is the last that happened to it.
 
     What a person decided is undone by a person: otherwise the next nightly run would undo a rollback.
     """
-    moved = [m for m in moves if m.alias == CHAMPION and version.version in (m.before, m.after)]
-    if moved and moved[-1].before == version.version and moved[-1].verdict is None:
+    moved = [m for m in moves if m.alias == CHAMPION and version in (m.before, m.after)]
+    if moved and moved[-1].before == version and moved[-1].verdict is None:
         return moved[-1].why
     return None
 

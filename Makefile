@@ -4,7 +4,7 @@ BIN := .venv/bin
 export REASON VERSION
 ARGS ?=
 
-.PHONY: help train score history rollback promote reproduce up down test check lock
+.PHONY: help train score history rollback promote reproduce gc up down test check lock
 .DEFAULT_GOAL := help
 
 help: ## Say what there is.
@@ -27,6 +27,9 @@ promote: .venv/synced ## Make a version the champion by hand: VERSION=3 REASON="
 
 reproduce: .venv/synced ## Make a registered version again and compare: VERSION=3
 	@$(BIN)/python -m flows reproduce --version="$$VERSION"
+
+gc: .venv/synced ## Say what old runs can go, and how much it takes; ARGS="--apply" removes it.
+	@$(BIN)/python -m flows gc $(ARGS)
 
 up: .venv/synced ## Start server, worker, deployments and UI.
 	@$(BIN)/python -m flows.server up

@@ -28,7 +28,7 @@ class ValidationError(MnistError):
 
 
 class StoreError(MnistError):
-    """Raised if a file of the store is missing or its bytes aren't those that its name promises."""
+    """Raised if a file of the store is missing or altered, or if the store is in use."""
 
 
 class RegistryError(MnistError):

@@ -14,6 +14,7 @@ COMMANDS = {
     "rollback": "flows.promote:rollback",
     "reproduce": "tasks.reproduce:reproduce_version",  # no flow: it needs no server
     "score": "flows.score:score",
+    "gc": "flows.gc:gc",
 }
 
 

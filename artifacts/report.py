@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
-from pydantic import TypeAdapter
+from pydantic import Field, TypeAdapter
 
 from artifacts.dataset import read_array
 from artifacts.figures import thumbnail
@@ -86,6 +86,7 @@ class RunReport(Results):
         git_revision: The checkout's revision; none outside of git.
         libraries: Version by library.
         steps: The steps in the order of the run.
+        links: Address by name of what there is to open elsewhere, while `make up` runs.
     """
 
     id: str
@@ -96,6 +97,7 @@ class RunReport(Results):
     git_revision: str | None
     libraries: dict[str, str]
     steps: tuple[Step, ...]
+    links: dict[str, str] = Field(default_factory=dict)
 
     @property
     def headline(self) -> str:

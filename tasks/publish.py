@@ -5,7 +5,7 @@ import io
 import json
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from prefect.logging.loggers import flow_run_logger
 from pydantic import BaseModel
 
 from artifacts import report
-from artifacts.records import Epoch, Evaluation, Key, Results, RunSummary, StepRecord, Training, Validation
+from artifacts.records import Epoch, Evaluation, Key, Results, RunSummary, StepRecord, Training, Validation, Version
 from artifacts.report import RunReport, Step
 from artifacts.settings import Settings
 from artifacts.store import write_atomically
@@ -81,8 +81,9 @@ def publish_run(parameters: dict[str, BaseModel], results: Results) -> RunSummar
         **{name: getattr(results, name) for name in Results.model_fields},
         code_digest=digest_code(code_of_all(records.values())),
         git_revision=git_revision(),
-        libraries={name: version(name) for name in LIBRARIES},
+        libraries={name: metadata.version(name) for name in LIBRARIES},
         steps=tuple(describe_step(name, record, folder.name, before.get(name)) for name, record in records.items()),
+        links=links(folder.name, registration.version),
     )
     folder.mkdir(parents=True, exist_ok=True)
     files = {
@@ -140,6 +141,19 @@ def publish_validation(validation: Validation) -> None:
 def run_folder(flow_run_id: str) -> Path:
     """The folder of a run."""
     return Settings().home / "runs" / flow_run_id
+
+
+def links(flow_run_id: str, version: Version) -> dict[str, str]:
+    """Where `make up` serves the report and the version, by name; empty without it."""
+    settings = Settings()
+    found = {}
+    if settings.report_url:
+        found["the report"] = f"{settings.report_url}/runs/{flow_run_id}/report.html"
+    if settings.mlflow_url:
+        found[f"version {version.version} in MLflow"] = (
+            f"{settings.mlflow_url}/#/models/{version.name}/versions/{version.version}"
+        )
+    return found
 
 
 def describe_step(name: str, record: StepRecord, flow_run_id: str, before: Key | None) -> Step:

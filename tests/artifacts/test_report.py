@@ -468,6 +468,13 @@ def test_the_champions_figures_stand_beside_the_models():
     assert 'alt="Test image 17, labelled 7"' in html
 
 
+def test_the_summary_links_to_what_make_up_serves(run):
+    address = "http://127.0.0.1:4202/#/models/mnist/versions/7"
+    linked = report.summary(run.model_copy(update={"links": {"version 7 in MLflow": address}}))
+    assert [target for kind, target in elements(linked) if kind == "link_open"] == [address]
+    assert not [target for kind, target in elements(report.summary(run)) if kind == "link_open"]
+
+
 def test_data_validation_lists_the_labels_that_look_wrong(run):
     markdown = report.data_validation(run.validation, run.labels)
     assert "Of the training labels, 2 look wrong" in markdown

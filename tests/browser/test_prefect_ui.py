@@ -106,3 +106,19 @@ def test_the_lineage_is_drawn(ui, deployed, run):
     expect(diagram).to_be_visible()
     for name in ("data", "code", "parameters", "model", "version"):
         expect(diagram.locator(".node").filter(has_text=name)).to_be_visible()
+
+
+def test_the_summary_leads_to_the_report_and_the_version(ui, browser, deployed, run, screenshots):
+    ui.goto(f"{deployed.ui}/v2/artifacts/artifact/{run['artifacts']['summary']}")
+    user, password = (deployed.home / "secret").read_text().strip().split(":")
+    signed_in = browser.new_context(http_credentials={"username": user, "password": password})
+    page = signed_in.new_page()
+    page.goto(ui.get_by_role("link", name="the report").get_attribute("href"))
+    expect(page.get_by_role("heading", name="Wrong predictions")).to_be_visible()
+    assert page.evaluate("[...document.images].every(image => image.naturalWidth > 0)")
+    page.get_by_label("Cause").select_option("ambiguous")
+    assert set(page.locator(".case:visible").evaluate_all("c => c.map(one => one.dataset.cause)")) <= {"ambiguous"}
+    page.goto(ui.get_by_role("link", name="in MLflow").get_attribute("href"))
+    expect(page.get_by_text("Registered At").or_(page.get_by_text("Created")).first).to_be_visible(timeout=20_000)
+    page.screenshot(path=screenshots / "mlflow.png")
+    signed_in.close()

@@ -3,6 +3,7 @@
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 
+from tasks.caching import store_lock
 from tasks.logs import show_errors_in_one_line
 from tasks.registry import find_champion
 from tasks.score import ImagesPath, OutputPath, Probability, Scoring, score_images
@@ -18,7 +19,8 @@ def score(images: ImagesPath, output: OutputPath, ask_below: Probability = 0.9) 
         ask_below: A probability below which a person should be asked.
     """
     show_errors_in_one_line()
-    scoring = score_images(find_champion(), images, output, ask_below)
+    with store_lock().read_lock():
+        scoring = score_images(find_champion(), images, output, ask_below)
     create_markdown_artifact(
         scoring.markdown(), key="scoring", description="What was scored, and what looks different."
     )

@@ -82,6 +82,7 @@ class Plan:
     results: list[Path] = field(default_factory=list)
     files: list[Path] = field(default_factory=list)
     unfinished: list[Path] = field(default_factory=list)
+    rebuilt: list[Path] = field(default_factory=list)
     versions: "list[ModelVersion]" = field(default_factory=list)
     mlflow_runs: "list[Run]" = field(default_factory=list)
     flow_runs: list[UUID] = field(default_factory=list)
@@ -188,6 +189,8 @@ def make_plan(mlflow: "MlflowClient", prefect: SyncPrefectClient, keep: GcParame
             plan.files.append(path)
     # What a process was writing when it was killed.
     plan.unfinished = [folder for folder in (home / "store").glob(".writing-*") if not young(folder)]
+    # What `make reproduce` left to look at.
+    plan.rebuilt = [folder for folder in (home / "reproduce").glob("*") if not young(folder)]
 
     plan.runs = [folder for folder in runs if folder not in staying]
     plan.stay["run folders"] = len(staying)
@@ -349,6 +352,7 @@ def describe(mlflow: "MlflowClient", plan: Plan, *, applied: bool) -> Collection
         ("cached results", plan.results, freed(plan.results)),
         ("stored files", plan.files, freed(plan.files)),
         ("unfinished files", plan.unfinished, freed(f for folder in plan.unfinished for f in folder.rglob("*"))),
+        ("rebuilt versions", plan.rebuilt, freed(f for folder in plan.rebuilt for f in folder.rglob("*"))),
         ("model versions", [version.version for version in plan.versions], 0),
         ("MLflow runs", plan.mlflow_runs, sum(artifact_bytes(mlflow, run.info.run_id) for run in plan.mlflow_runs)),
         ("Prefect flow runs", plan.flow_runs, 0),
@@ -401,7 +405,7 @@ def carry_out(mlflow: "MlflowClient", prefect: SyncPrefectClient, plan: Plan) ->
     # Renamed first: a folder is there whole, or not at all.
     trash = Settings().home / "trash"
     trash.mkdir(exist_ok=True)
-    for folder in (*plan.runs, *plan.unfinished):
+    for folder in (*plan.runs, *plan.unfinished, *plan.rebuilt):
         folder.rename(trash / folder.name)
     shutil.rmtree(trash)
 

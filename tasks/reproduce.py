@@ -17,7 +17,7 @@ from artifacts.errors import GitError, ReproduceError
 from artifacts.records import Dataset, Lineage, Record, short
 from artifacts.settings import CHECKOUT, Settings
 from artifacts.store import digest_file
-from tasks.caching import digest_code, file_lock
+from tasks.caching import digest_code, file_lock, store_lock
 from tasks.ingest import MNIST
 from tasks.registry import LINEAGE, NOT_REPRODUCIBLE, PATCH, connect, find_number
 from tasks.revision import git
@@ -101,7 +101,7 @@ def reproduce_version(
     client = connect()
     found = find_number(client, version)
     registered = read_lineage(found)
-    with file_lock(f"reproduce-{version}"):
+    with store_lock().read_lock(), file_lock(f"reproduce-{version}"):
         folder = Settings().home / "reproduce" / f"version-{version}"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)

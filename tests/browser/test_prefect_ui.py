@@ -7,6 +7,7 @@ import time
 import pytest
 from playwright.sync_api import Page, expect
 
+PICTURE = "img[src^='data:image/png']"
 PICTURES = {
     "learning-curves": 1,
     "confusion-matrix": 1,
@@ -88,11 +89,10 @@ def test_an_artifact_shows_its_pictures_and_rows(key, scheme, ui, deployed, run,
     ui.goto(f"{deployed.ui}/v2/artifacts/artifact/{run['artifacts'][key]}")
     cell = ui.locator("td, th").filter(has_text=ROWS[key]).first
     expect(cell).to_be_visible()
-    pictures = ui.locator("img[src^='data:image/png']")
+    pictures = ui.locator(PICTURE)
     expect(pictures).to_have_count(PICTURES.get(key, 0))
-    ui.wait_for_function(
-        "[...document.querySelectorAll('td img, p img')].every(image => image.complete && image.clientWidth > 0)"
-    )
+    loaded = f"[...document.querySelectorAll(`{PICTURE}`)].every(image => image.complete && image.clientWidth > 0)"
+    ui.wait_for_function(loaded)
     for picture in pictures.all():
         # Sharp on a high-density screen: two pixels of the file for one of the page.
         natural, shown = picture.evaluate("image => [image.naturalWidth, image.clientWidth]")

@@ -12,6 +12,7 @@ import pytest
 from mlflow.entities.model_registry import ModelVersion
 from pydantic import ValidationError
 
+from artifacts.dataset import read_array
 from artifacts.errors import StoreError
 from artifacts.records import AliasMove, Check, Verdict
 from artifacts.store import put, put_bytes
@@ -83,6 +84,9 @@ def test_files_that_nothing_needs_go_when_they_are_old(collect, home):
     killed = home / "store" / ".writing-killed"
     killed.mkdir()
     (killed / "file.npy").write_bytes(b"z" * 10)
+    rebuilt = home / "reproduce" / "version-3" / "model.keras"
+    rebuilt.parent.mkdir(parents=True)
+    rebuilt.write_bytes(b"r" * 7)
     foreign = home / "results" / "foreign"
     foreign.parent.mkdir()
     foreign.write_text('{"result": "of another project"}')
@@ -91,15 +95,21 @@ def test_files_that_nothing_needs_go_when_they_are_old(collect, home):
     before = sorted(home.rglob("*"))
     planned = collect(apply=False)
     assert sorted(home.rglob("*")) == before
-    assert removed(planned) == {"run folders": 1, "stored files": 1, "unfinished files": 1}
+    assert removed(planned) == {
+        "run folders": 1,
+        "stored files": 1,
+        "unfinished files": 1,
+        "rebuilt versions": 1,
+    }
     assert "nothing was removed" in str(planned)
 
     done = collect()
     assert removed(done) == removed(planned)
     # Of what is linked, a name is left.
-    assert done.size == planned.size == 1000 + 10 + len('{"state": "failed"}')
+    assert done.size == planned.size == 1000 + 10 + 7 + len('{"state": "failed"}')
     assert not orphan.path.exists()
     assert not killed.exists()
+    assert not rebuilt.exists()
     assert linked.path.samefile(home / "runs" / "new" / "linked.txt")
     assert [folder.name for folder in (home / "runs").iterdir()] == ["new"]
     assert foreign.exists()
@@ -108,8 +118,9 @@ def test_files_that_nothing_needs_go_when_they_are_old(collect, home):
 
 def test_a_version_whose_data_go_says_so_and_takes_it_back(collect, home, dataset, training, evaluation):
     shutil.copytree(HOME / "home" / "store", home / "store")
-    grown = put(".npy", lambda path: np.save(path, np.zeros((3, 28, 28), np.uint8)))
-    other_data = dataset.model_copy(update={"digest": "d" * 64, "x_train": grown})
+    inverted = 255 - read_array(dataset.x_train)
+    own = put(".npy", lambda path: np.save(path, inverted))
+    other_data = dataset.model_copy(update={"digest": "d" * 64, "x_train": own})
     other_model = training.model.model_copy(update={"weights_digest": "f" * 64})
     register_model.fn(dataset, training, evaluation, PROMOTE)
     register_model.fn(other_data, training.model_copy(update={"model": other_model}), evaluation, HOLD)
@@ -123,21 +134,21 @@ def test_a_version_whose_data_go_says_so_and_takes_it_back(collect, home, datase
         return client.get_model_version("mnist", str(number)).tags.get("not_reproducible")
 
     assert collect().not_reproducible == ()
-    assert grown.path.exists()
+    assert own.path.exists()
     kept = collect(ALL.model_copy(update={"data": 0}), apply=False)
     assert (kept.not_reproducible, reason(2)) == ((2,), None)
 
     collect(ALL.model_copy(update={"data": 0}))
-    assert not grown.path.exists()
+    assert not own.path.exists()
     assert reason(2).startswith("its data set isn't in the store any more")
     assert "d" * 12 in reason(2)
     assert reason(1) is None
     for file in (dataset.x_train, dataset.y_test, training.model.keras, training.model.h5):
         assert (home / "store" / file.sha256[:2] / f"{file.sha256}{file.suffix}").exists()
 
-    put(".npy", lambda path: np.save(path, np.zeros((3, 28, 28), np.uint8)))
+    put(".npy", lambda path: np.save(path, inverted))
     collect()
-    assert grown.path.exists()
+    assert own.path.exists()
     assert reason(2) is None
 
 

@@ -188,7 +188,8 @@ def make_plan(mlflow: "MlflowClient", prefect: SyncPrefectClient, keep: GcParame
         else:
             plan.files.append(path)
     # What a process was writing when it was killed.
-    plan.unfinished = [folder for folder in (home / "store").glob(".writing-*") if not young(folder)]
+    unfinished = [*(home / "store").glob(".writing-*"), *(home / "checkpoints").glob("*")]
+    plan.unfinished = [folder for folder in unfinished if not young(folder)]
     # What `make reproduce` left to look at.
     plan.rebuilt = [folder for folder in (home / "reproduce").glob("*") if not young(folder)]
 

@@ -12,6 +12,7 @@ from artifacts.errors import DataError
 from artifacts.records import N_CLASSES, Dataset, LabelCheck
 from artifacts.store import put, put_bytes
 from tasks.caching import StepCache, origin
+from tasks.checkpoint import Checkpoint
 from tasks.logs import run_logger
 from tasks.networks import import_keras
 from tasks.train import TrainParameters, apply_temperature, build, dtype_policy, fit, fit_temperature
@@ -84,6 +85,6 @@ def predict_out_of_sample(train: Split) -> npt.NDArray[np.float64]:
         model = build(RECIPE.network, dtype_policy(RECIPE))
         unseen = Split(train.x[held_out], train.y[held_out])
         monitored = Split(unseen.x[:N_MONITORED], unseen.y[:N_MONITORED])
-        fit(model, Split(train.x[rest], train.y[rest]), monitored, RECIPE)
+        fit(model, Split(train.x[rest], train.y[rest]), monitored, RECIPE, Checkpoint(None))
         probabilities[held_out] = model.predict(unseen.x, batch_size=1000, verbose=0)
     return apply_temperature(probabilities, fit_temperature(train.y, probabilities))

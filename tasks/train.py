@@ -19,6 +19,7 @@ from artifacts.errors import DataError, ModelError
 from artifacts.records import N_CLASSES, Dataset, Epoch, Model, Training
 from artifacts.store import put
 from tasks.caching import StepCache, origin
+from tasks.checkpoint import Checkpoint, forget_checkpoint
 from tasks.logs import Progress, run_logger
 from tasks.networks import NETWORKS, import_keras
 
@@ -92,9 +93,12 @@ def _arithmetic(dataset: Dataset, parameters: TrainParameters) -> dict[str, str]
 @task(
     name="train",
     cache_policy=StepCache(libraries=("keras", "numpy", "scikit-learn", "scipy", "tensorflow"), reads=_arithmetic),
+    on_completion=[forget_checkpoint],
 )
 def train_model(dataset: Dataset, parameters: TrainParameters) -> Training:
     """Fit the network; the same parameters give the same weights digest on the same kind of machine.
+
+    A training whose process died goes on from its last validation, to the same weights.
 
     Raises:
         DataError: Raised if the training images are too few to hold a validation split of all classes out of them.
@@ -107,7 +111,9 @@ def train_model(dataset: Dataset, parameters: TrainParameters) -> Training:
     precision = dtype_policy(parameters)
     started = time.perf_counter()
     fitted = build(parameters.network, precision)
-    history = fit(fitted, train, validation, parameters)
+    made = origin()
+    checkpoint = Checkpoint(made.key.digest if made and made.key else None)
+    history = fit(fitted, train, validation, parameters, checkpoint)
     fit_seconds = time.perf_counter() - started
     if not all(math.isfinite(epoch.loss) and math.isfinite(epoch.val_loss) for epoch in history):
         raise ModelError(
@@ -175,8 +181,10 @@ def build(network: str, policy: str) -> "keras.Model":
         keras.config.set_dtype_policy(default)
 
 
-def fit(model: "keras.Model", train: Split, validation: Split, parameters: TrainParameters) -> tuple[Epoch, ...]:
-    """Fit the model in place.
+def fit(
+    model: "keras.Model", train: Split, validation: Split, parameters: TrainParameters, checkpoint: Checkpoint
+) -> tuple[Epoch, ...]:
+    """Fit the model in place, from the checkpoint on if there is one.
 
     Returns:
         The history, a record each time that the validation split was looked at.
@@ -201,7 +209,7 @@ def fit(model: "keras.Model", train: Split, validation: Split, parameters: Train
 
         def on_train_batch_end(self, batch: int, logs: dict[str, float]) -> None:
             done = (len(history) * steps_per_part + batch + 1) / (n_parts * steps_per_part)
-            left = (time.perf_counter() - self.began) * (1 - done) / done
+            left = (time.perf_counter() - self.began) * (1 - done) / (done - begun)
             progress.show(
                 done,
                 f"epoch {done * parameters.epochs:.2f} of {parameters.epochs}, "
@@ -221,6 +229,7 @@ def fit(model: "keras.Model", train: Split, validation: Split, parameters: Train
             )
             self.started = now
             history.append(record)
+            checkpoint.save(self.model, history)
             left = (n_parts - len(history)) * sum(past.seconds for past in history) / len(history)
             log.info(
                 f"epoch {record.epoch:.2f} of {parameters.epochs}: loss {record.loss:.4f}, "
@@ -237,9 +246,16 @@ def fit(model: "keras.Model", train: Split, validation: Split, parameters: Train
         f"training {parameters.network}, {model.count_params():,} parameters, on {len(train.y):,} images "
         f"for {parameters.epochs} {'epoch' if parameters.epochs == 1 else 'epochs'} in {model.dtype_policy.name}"
     )
+    history.extend(checkpoint.restore(model))
+    begun = len(history) / n_parts
+    if history:
+        log.info(f"going on from epoch {history[-1].epoch:.2f}, which an earlier process got to")
+    if len(history) == n_parts:
+        return tuple(history)
     # Keras calls an epoch what ends with a validation: here that is a part of one.
     model.fit(
-        batches(train, parameters),
+        batches(train, parameters, skip=len(history) * steps_per_part),
+        initial_epoch=len(history),
         epochs=n_parts,
         steps_per_epoch=steps_per_part,
         validation_data=(validation.x, one_hot(validation.y)),
@@ -251,8 +267,13 @@ def fit(model: "keras.Model", train: Split, validation: Split, parameters: Train
     return tuple(history)
 
 
-def batches(train: Split, parameters: TrainParameters) -> Any:
-    """All batches of a training in their order, which is a function of the seed and the epoch alone.
+def batches(train: Split, parameters: TrainParameters, skip: int = 0) -> Any:
+    """The batches of a training in their order, which is a function of the seed and the epoch alone.
+
+    Args:
+        train: The images and labels.
+        parameters: Of these, the batch size, the epochs, the seed and the smoothing.
+        skip: Batches to leave out at the beginning.
 
     Returns:
         A `tf.data.Dataset` of images, float32 of shape ``(batch_size, height, width, 1)``, and smoothed labels,
@@ -271,7 +292,7 @@ def batches(train: Split, parameters: TrainParameters) -> Any:
         ]
     )
     x, y = tf.constant(train.x), tf.constant(labels)
-    indices = tf.data.Dataset.from_tensor_slices(order.reshape(-1, batch_size).astype(np.int32))
+    indices = tf.data.Dataset.from_tensor_slices(order.reshape(-1, batch_size)[skip:].astype(np.int32))
     return indices.map(lambda batch: (tf.gather(x, batch), tf.gather(y, batch))).prefetch(2)
 
 

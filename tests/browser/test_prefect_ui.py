@@ -116,7 +116,7 @@ def test_the_summary_leads_to_the_report_and_the_version(ui, browser, deployed, 
     page.goto(ui.get_by_role("link", name="the report").get_attribute("href"))
     expect(page.get_by_role("heading", name="Wrong predictions")).to_be_visible()
     assert page.evaluate("[...document.images].every(image => image.naturalWidth > 0)")
-    page.get_by_label("Cause").select_option("ambiguous")
+    page.get_by_label("Cause", exact=True).select_option("ambiguous")
     assert set(page.locator(".case:visible").evaluate_all("c => c.map(one => one.dataset.cause)")) <= {"ambiguous"}
     page.goto(ui.get_by_role("link", name="in MLflow").get_attribute("href"))
     expect(page.get_by_text("Registered At").or_(page.get_by_text("Created")).first).to_be_visible(timeout=20_000)

@@ -42,13 +42,13 @@ def test_the_filter_leaves_what_is_chosen(page):
     page.get_by_label("Label", exact=True).select_option("3")
     assert shown(page) == 20
     assert set(page.locator(".case:visible").evaluate_all("cases => cases.map(one => one.dataset.label)")) == {"3"}
-    page.get_by_label("Prediction").select_option("5")  # a 3 is taken for a 4 here
+    page.get_by_label("Prediction", exact=True).select_option("5")  # a 3 is taken for a 4 here
     assert shown(page) == 0
     page.get_by_role("button", name="Show all").click()
     assert shown(page) == 200
-    page.get_by_label("Cause").select_option("atypical")
+    page.get_by_label("Cause", exact=True).select_option("atypical")
     assert shown(page) == 0
-    page.get_by_label("Cause").select_option("ambiguous")
+    page.get_by_label("Cause", exact=True).select_option("ambiguous")
     assert shown(page) == 200
 
 
@@ -57,7 +57,7 @@ def test_the_filter_works_by_keyboard(page):
     page.keyboard.press("7")
     assert shown(page) == 20
     page.keyboard.press("Tab")
-    expect(page.get_by_label("Prediction")).to_be_focused()
+    expect(page.get_by_label("Prediction", exact=True)).to_be_focused()
 
 
 def test_the_contents_lead_to_each_part(page):

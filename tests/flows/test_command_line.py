@@ -104,7 +104,7 @@ def test_a_failed_run_ends_in_one_line(start, flags, tmp_path):
 def test_ctrl_c_ends_the_run_in_one_line_and_its_server(sample, tmp_path, copy_checkout):
     sample["train"] = sample["train"].model_copy(update={"epochs": 1000})
     environment = os.environ | {"MNIST_HOME": str(tmp_path / "home"), "PREFECT_HOME": str(tmp_path / "prefect")}
-    copied = Deployed(copy_checkout(tmp_path / "checkout"), tmp_path / "home", environment)
+    copied = Deployed(copy_checkout(tmp_path / "checkout"), tmp_path / "home", environment, port=0)
     process = subprocess.Popen(
         [
             sys.executable,

@@ -121,7 +121,7 @@ def test_ctrl_c_ends_the_run_in_one_line_and_its_server(sample, tmp_path, copy_c
         start_new_session=True,
     )
     for line in process.stderr:
-        if "epoch 2.00 of 1000" in line:  # while TensorFlow traces the first step, it swallows an interrupt
+        if "epoch 2.00 of 1000" in line:  # one that comes before the first step can get lost
             break
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does it: to all that it runs in the foreground
     code, output, errors = finish(process)

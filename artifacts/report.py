@@ -193,11 +193,6 @@ class RunReport(Results):
         """The wrong predictions, the most instructive first."""
         return _CASES.validate_json(self.explanation.cases.read_bytes())
 
-    @property
-    def suspects(self) -> list[dict[str, str]]:
-        """The training images whose labels look wrong, the likeliest first; rows of the CSV."""
-        return suspects(self.labels)
-
 
 def describe_evaluation(evaluation: Evaluation) -> dict[str, str]:
     """A model's figures on the test set, by name."""
@@ -303,7 +298,7 @@ def _markdown(template: str, run: RunReport, *, embed: bool = True) -> str:
         cases=cases[:ARTIFACT_ROWS] if embed else cases,
         validation=run.validation,
         labels=run.labels,
-        suspects=run.suspects[:LABEL_ROWS],
+        suspects=suspects(run.labels)[:LABEL_ROWS],
     )
 
 

@@ -4,7 +4,7 @@ BIN := .venv/bin
 export REASON VERSION
 ARGS ?=
 
-.PHONY: help train score history rollback promote reproduce gc up down test check lock
+.PHONY: help train score history rollback promote reproduce gc up down test chaos check lock
 .DEFAULT_GOAL := help
 
 help: ## Say what there is.
@@ -39,6 +39,9 @@ down: .venv/synced ## Stop what `make up` started.
 
 test: .venv/synced browser ## Run the tests.
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
+
+chaos: .venv/synced ## Inject every fault, many times over, and print what came of each; takes long.
+	$(BIN)/python -m pytest tests/faults -m "slow or not slow" --timeout 0 $(ARGS)
 
 check: .venv/synced ## Format, lint, types, import directions.
 	$(BIN)/ruff format --check .

@@ -393,6 +393,7 @@ def test_summary_says_the_verdict_first_and_what_was_reused(run):
     markdown = report.summary(run)
     assert markdown.startswith(f"**{run.headline}**\n")
     assert rows(markdown)[1:3] == [["Test accuracy", "0.9925"], ["Wrong predictions", "3 of 400"]]
+    assert "\n3 wrong predictions by probable cause: 3 ambiguous.\n" in markdown
     assert ["minimum", "passed", "0.99 of 0.98"] in rows(markdown)
     assert rows(markdown)[-2:] == [
         ["ingest", "reused", "1.5", "from run an-earlier-run"],

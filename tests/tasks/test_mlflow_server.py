@@ -13,6 +13,7 @@ import pytest
 
 from artifacts.errors import RegistryError
 from artifacts.records import Check, Verdict
+from tasks.collect import GcParameters, collect_garbage
 from tasks.promote import promote_version
 from tasks.register import register_model
 from tasks.registry import connect, find_champion, history, read_version, version_by_alias, version_by_number
@@ -143,3 +144,27 @@ def test_a_file_altered_on_the_server_is_refused(registrations, files, training)
     finally:
         stored.write_bytes(kept)
         assert version_by_number(client, 2).model.h5.read_bytes() == kept
+
+
+def test_gc_removes_a_version_and_its_run_from_the_server(
+    registrations, dataset, training, evaluation, prefect_server, tmp_path, monkeypatch
+):
+    hold = PROMOTE.model_copy(update={"decision": "hold"})
+    third, fourth = (
+        register_model.fn(
+            dataset,
+            training.model_copy(update={"model": training.model.model_copy(update={"weights_digest": name * 64})}),
+            evaluation,
+            hold,
+        )
+        for name in "34"
+    )
+    monkeypatch.setenv("MNIST_HOME", str(tmp_path))  # the session's store is the other tests'
+    collected = collect_garbage.fn(GcParameters(days=0, runs=1, versions=1, wait_minutes=0), True)
+    rows = {row.what: (row.removed, row.names) for row in collected.rows}
+    assert rows["model versions"] == (1, ("3",))
+    client = connect()
+    left = {int(version.version) for version in client.search_model_versions("name = 'mnist'")}
+    assert left == {1, 2, 4}  # the champion, the one that a person replaced, the newest
+    stages = [client.get_run(r.version.mlflow_run_id).info.lifecycle_stage for r in (*registrations, third, fourth)]
+    assert stages == ["active", "active", "deleted", "active"]

@@ -1,0 +1,1 @@
+"""What a run costs, beside what a user would run instead; `python -m benchmarks`, or `make bench`."""

@@ -1,0 +1,25 @@
+"""An empty Prefect flow that imports MLflow: what a run costs before it does anything.
+
+Started as `make train` starts a run: the same settings, and the server that runs, else one of its own.
+"""
+
+import os
+from pathlib import Path
+
+from flows.environment import environment, server
+
+os.environ |= environment()
+Path(os.environ["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)
+
+from prefect import flow
+
+
+@flow
+def empty() -> None:
+    """Do nothing."""
+    import mlflow  # noqa: F401
+
+
+if __name__ == "__main__":
+    with server():
+        empty()

@@ -1,0 +1,87 @@
+"""How the cost of ingest, validate, evaluate and report grows with the data: MNIST 1, 2, 5 and 10 times, in shifts.
+
+`python -m benchmarks.growth FOLDER TIMES` is one measurement, in a process of its own; FOLDER holds the model.
+"""
+
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from itertools import islice, product
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from artifacts.records import Training
+from benchmarks.measure import Cost, Row, alternate, measure
+from tasks.evaluate import evaluate_model
+from tasks.explain import explain_errors
+from tasks.ingest import IngestParameters, ingest_data, package_file, read_package
+from tasks.report import draw_report
+from tasks.robustness import measure_robustness
+from tasks.train import TrainParameters, train_model
+from tasks.validate import ValidateParameters, validate_data
+
+TIMES = (1, 2, 5, 10)
+Result = TypeVar("Result")
+
+
+def growth(repeats: int) -> list[Row]:
+    """The costs at each multiple of MNIST; each tells the CPU seconds of the steps."""
+    with tempfile.TemporaryDirectory() as folder:
+        measure("-m", "benchmarks.growth", folder, "prepare", MNIST_HOME=f"{folder}/home")
+
+        def times(k: int) -> Callable[[], Cost]:
+            return lambda: measure("-m", "benchmarks.growth", folder, str(k), MNIST_HOME=f"{folder}/home")
+
+        return list(alternate({f"{k} × MNIST": times(k) for k in TIMES}, repeats).values())
+
+
+def shifted(k: int) -> dict[str, np.ndarray[Any, Any]]:
+    """MNIST and its copies, each shifted by another number of pixels, at most two: k times the images."""
+    arrays = read_package(package_file())
+    shifts = list(islice(sorted(product(range(-2, 3), repeat=2), key=lambda xy: max(map(abs, xy))), k))
+    return {
+        name: np.concatenate([np.roll(array, shift, axis=(1, 2)) if array.ndim == 3 else array for shift in shifts])
+        for name, array in arrays.items()
+    }
+
+
+def prepare(folder: Path) -> None:
+    """Write the data sets, and the records of a model that was trained on MNIST for an epoch."""
+    for k in TIMES:
+        np.savez(folder / f"{k}.npz", **shifted(k))
+    training = train_model.fn(ingest_data.fn(IngestParameters()), TrainParameters(epochs=1))
+    (folder / "training.json").write_text(training.model_dump_json())
+
+
+def one(folder: Path, k: int) -> dict[str, float]:
+    """Run the steps once on k times MNIST; the CPU seconds of each."""
+    seconds: dict[str, float] = {}
+
+    def timed(step: str, call: Callable[[], Result]) -> Result:
+        started = time.process_time()
+        result = call()
+        seconds[step] = time.process_time() - started
+        return result
+
+    file = folder / f"{k}.npz"
+    dataset = timed("ingest", lambda: ingest_data.fn(IngestParameters(source="path", path=file)))
+    # The bounds fit MNIST itself; shifted digits lie nearer to the border.
+    bounds = ValidateParameters(n_train=60_000 * k, n_test=10_000 * k, blank_border_min=0)
+    timed("validate", lambda: validate_data.fn(dataset, bounds))
+    training = Training.model_validate_json((folder / "training.json").read_text())
+    evaluation = timed("evaluate", lambda: evaluate_model.fn(training.model, dataset))
+    robustness = timed("robustness", lambda: measure_robustness.fn(training.model, dataset))
+    explanation = timed("explain", lambda: explain_errors.fn(training.model, dataset, evaluation, None))
+    timed("report", lambda: draw_report.fn(dataset, training, evaluation, robustness, explanation, None, None))
+    return seconds
+
+
+if __name__ == "__main__":
+    if sys.argv[2] == "prepare":
+        prepare(Path(sys.argv[1]))
+    else:
+        sys.stdout.write(json.dumps(one(Path(sys.argv[1]), int(sys.argv[2]))) + "\n")

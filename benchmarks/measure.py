@@ -1,0 +1,114 @@
+"""What a command costs in wall and CPU seconds and memory, side by side with others, and on which machine."""
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from artifacts.settings import CHECKOUT
+from tasks.train import describe_processor, has_bfloat16
+
+LIBRARIES = ("prefect", "tensorflow", "keras", "mlflow", "great-expectations", "numpy")
+
+
+class Cost(BaseModel):
+    """What one process cost, with all that it waited for.
+
+    Attributes:
+        wall: Seconds from its start to its end.
+        cpu: CPU seconds, of user and system.
+        peak_mb: Most memory that one of its processes had, in MB.
+        told: What it said itself: the JSON of its last line, if that is an object.
+    """
+
+    wall: float
+    cpu: float
+    peak_mb: float
+    told: dict[str, Any] = {}
+
+
+class Row(BaseModel):
+    """What some ways to do the same cost, each measured a number of times."""
+
+    name: str
+    costs: list[Cost]
+
+    def median(self, what: str) -> float:
+        """The median of `wall`, `cpu`, `peak_mb`, or of a number that the process told."""
+        return statistics.median(cost.told[what] if what in cost.told else getattr(cost, what) for cost in self.costs)
+
+
+def measure(*arguments: str | Path, **variables: str) -> Cost:
+    """Run a Python command in the checkout to its end, with these variables instead of the caller's settings.
+
+    Raises:
+        RuntimeError: Raised if it fails; with what it printed.
+    """
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(("MNIST_", "PREFECT_", "MLFLOW_"))
+    } | variables
+    with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
+        started = time.perf_counter()
+        process = subprocess.Popen(
+            [sys.executable, *arguments], cwd=CHECKOUT, env=environment, stdout=output, stderr=errors
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+        wall = time.perf_counter() - started
+        process.returncode = os.waitstatus_to_exitcode(status)
+        for file in (output, errors):
+            file.seek(0)
+        printed = output.read()
+        if process.returncode:
+            raise RuntimeError(f"{arguments} ended with {process.returncode}:\n{printed}{errors.read()}")
+    last = (printed.strip().splitlines() or [""])[-1]
+    return Cost(
+        wall=wall,
+        cpu=usage.ru_utime + usage.ru_stime,
+        peak_mb=usage.ru_maxrss / 1024,
+        told=json.loads(last) if last.startswith("{") else {},
+    )
+
+
+def alternate(ways: Mapping[str, Callable[[], Cost]], repeats: int) -> dict[str, Row]:
+    """Measure the ways in turn, `repeats` times over: what disturbs the machine disturbs all of them."""
+    rows = {name: Row(name=name, costs=[]) for name in ways}
+    for repeat in range(repeats):
+        for name, way in ways.items():
+            cost = way()
+            rows[name].costs.append(cost)
+            print(f"  {repeat + 1}/{repeats}  {name:<44} {cost.wall:7.1f} s wall {cost.cpu:7.1f} CPU-s", flush=True)
+    return rows
+
+
+def machine() -> dict[str, str]:
+    """What a reader must know to compare figures: processor, memory, system, versions."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return {
+        "processor": describe_processor(),
+        "bfloat16": "yes" if has_bfloat16() else "no",
+        "memory": f"{memory:.0f} GiB",
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        **{name: metadata.version(name) for name in LIBRARIES},
+    }
+
+
+def mean_load() -> float:
+    """How many processes wanted to run in the last minute, on average: a figure from a busy machine says so."""
+    return os.getloadavg()[0]
+
+
+def store(folder: Path, part: str, content: dict[str, Any]) -> None:
+    """Write a part's results as JSON."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{part}.json").write_text(json.dumps(content, indent=1) + "\n")

@@ -1,0 +1,147 @@
+"""What the orchestration costs: a cold run beside a plain script, a cached one beside an empty flow, and the set-up."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+
+from artifacts.settings import CHECKOUT
+from benchmarks.measure import Cost, Row, alternate, measure
+
+# A server as a run starts one, until its standard input ends.
+SERVE = """
+import os, sys
+from flows.environment import environment, temporary_server
+os.environ |= environment()
+os.makedirs(os.environ["PREFECT_HOME"], exist_ok=True)
+with temporary_server() as url:
+    print(url, flush=True)
+    sys.stdin.read()
+"""
+# What `make train` prints when it gets somewhere, and what it did before.
+MILESTONES = {
+    "the virtual environment and uv": r"installing the locked packages",
+    "the locked packages": r"Starting temporary server",
+    "the server's first start": r"Beginning flow run",
+    "ingest": r"'ingest-.*Finished",
+    "validate": r"'validate-.*Finished",
+    "check-labels": r"'check-labels-.*Finished",
+    "TensorFlow ready, the network built": r"training baseline",
+    "the first half epoch": r"epoch 0\.50",
+}
+
+
+def cold(repeats: int) -> list[Row]:
+    """A first run on the full MNIST, and the same work in plain Python with and without a server.
+
+    Returns:
+        Their costs; `outside` is the wall time without that of the fit.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        homes = (Path(folder) / str(number) for number in count())
+
+        def flow() -> Cost:
+            home = next(homes)
+            cost = measure("-m", "flows", "train", MNIST_HOME=str(home))
+            (metrics,) = (home / "runs").glob("*/metrics.json")
+            return without_fit(cost, json.loads(metrics.read_text())["fit_seconds"])
+
+        def plain(*flags: str) -> Cost:
+            cost = measure("-m", "benchmarks.plain", *flags, MNIST_HOME=str(next(homes)))
+            return without_fit(cost, cost.told["fit"])
+
+        ways = {
+            "make train, cold": flow,
+            "plain script with a server": lambda: plain("--server"),
+            "plain script without a server": plain,
+        }
+        return list(alternate(ways, repeats).values())
+
+
+def without_fit(cost: Cost, fit: float) -> Cost:
+    """The cost, telling the seconds of the fit and those outside of it."""
+    return cost.model_copy(update={"told": {"fit": fit, "outside": cost.wall - fit}})
+
+
+def cached(repeats: int) -> list[Row]:
+    """A run in which all steps are reused, and an empty flow that imports MLflow: with own servers, and a running one."""
+    with tempfile.TemporaryDirectory() as folder:
+        measure("-m", "flows", "train", MNIST_HOME=folder)
+
+        def ways(setting: str, **variables: str) -> dict[str, Row]:
+            return alternate(
+                {
+                    f"make train, cached, {setting}": lambda: measure(
+                        "-m", "flows", "train", MNIST_HOME=folder, **variables
+                    ),
+                    f"empty flow, {setting}": lambda: measure("-m", "benchmarks.empty", MNIST_HOME=folder, **variables),
+                },
+                repeats,
+            )
+
+        rows = list(ways("own server").values())
+        with running_server(folder) as url:
+            rows += ways("running server", PREFECT_API_URL=url).values()
+        return rows
+
+
+@contextmanager
+def running_server(home: str) -> Iterator[str]:
+    """A Prefect server on the database of an MNIST_HOME; the address of its API."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", SERVE],
+        cwd=CHECKOUT,
+        env=os.environ | {"MNIST_HOME": home},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    if process.stdin is None or process.stdout is None:
+        raise RuntimeError("the server has no pipes")
+    try:
+        yield process.stdout.readline().strip()
+    finally:
+        process.stdin.close()
+        process.wait()
+
+
+def setup() -> list[tuple[str, float]]:
+    """`make train` in a fresh clone, with empty package caches, up to the first half epoch: the stages' seconds."""
+    with tempfile.TemporaryDirectory() as folder:
+        checkout = Path(folder) / "checkout"
+        subprocess.run(["git", "clone", "--quiet", CHECKOUT, checkout], check=True)
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(("MNIST_", "PREFECT_"))}
+        environment |= {"UV_CACHE_DIR": f"{folder}/uv", "PIP_CACHE_DIR": f"{folder}/pip", "PYTHONUNBUFFERED": "1"}
+        started = time.perf_counter()
+        process = subprocess.Popen(
+            ["make", "train", f"PYTHON={sys.executable}"],
+            cwd=checkout,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        stages: list[tuple[str, float]] = []
+        left = dict(MILESTONES)
+        try:
+            for line in process.stdout or ():
+                for stage in [stage for stage, pattern in left.items() if re.search(pattern, line)]:
+                    now = time.perf_counter()
+                    stages.append((stage, now - started))
+                    started = now
+                    del left[stage]
+                if not left:
+                    return stages
+            raise RuntimeError(f"make train ended without {', '.join(left)}")
+        finally:
+            os.killpg(process.pid, signal.SIGINT)  # the run, as Ctrl-C does; it ends its server
+            process.communicate()

@@ -106,9 +106,3 @@ def machine() -> dict[str, str]:
 def mean_load() -> float:
     """How many processes wanted to run in the last minute, on average: a figure from a busy machine says so."""
     return os.getloadavg()[0]
-
-
-def store(folder: Path, part: str, content: dict[str, Any]) -> None:
-    """Write a part's results as JSON."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{part}.json").write_text(json.dumps(content, indent=1) + "\n")

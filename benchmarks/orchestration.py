@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -72,7 +73,7 @@ def without_fit(cost: Cost, fit: float) -> Cost:
 
 
 def cached(repeats: int) -> list[Row]:
-    """A run in which all steps are reused, and an empty flow that imports MLflow: with own servers, and a running one."""
+    """A cached run, and an empty flow that imports MLflow: each with a server of its own, and with a running one."""
     with tempfile.TemporaryDirectory() as folder:
         measure("-m", "flows", "train", MNIST_HOME=folder)
 
@@ -113,14 +114,20 @@ def running_server(home: str) -> Iterator[str]:
         process.wait()
 
 
-def setup() -> list[tuple[str, float]]:
-    """`make train` in a fresh clone, with empty package caches, up to the first half epoch: the stages' seconds."""
+def setup(repeats: int) -> list[Row]:
+    """`make train` in fresh clones, with empty package caches, up to the first half epoch; tells each stage's seconds."""
+    return list(alternate({"make train in a fresh clone": to_the_first_half_epoch}, repeats).values())
+
+
+def to_the_first_half_epoch() -> Cost:
+    """Clone, set up and start; interrupted when the training goes."""
     with tempfile.TemporaryDirectory() as folder:
         checkout = Path(folder) / "checkout"
         subprocess.run(["git", "clone", "--quiet", CHECKOUT, checkout], check=True)
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("MNIST_", "PREFECT_"))}
         environment |= {"UV_CACHE_DIR": f"{folder}/uv", "PIP_CACHE_DIR": f"{folder}/pip", "PYTHONUNBUFFERED": "1"}
-        started = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        started = last = time.perf_counter()
         process = subprocess.Popen(
             ["make", "train", f"PYTHON={sys.executable}"],
             cwd=checkout,
@@ -130,18 +137,20 @@ def setup() -> list[tuple[str, float]]:
             text=True,
             start_new_session=True,
         )
-        stages: list[tuple[str, float]] = []
-        left = dict(MILESTONES)
+        stages: dict[str, float] = {}
         try:
             for line in process.stdout or ():
-                for stage in [stage for stage, pattern in left.items() if re.search(pattern, line)]:
-                    now = time.perf_counter()
-                    stages.append((stage, now - started))
-                    started = now
-                    del left[stage]
-                if not left:
-                    return stages
-            raise RuntimeError(f"make train ended without {', '.join(left)}")
+                for stage, pattern in MILESTONES.items():
+                    if stage not in stages and re.search(pattern, line):
+                        now = time.perf_counter()
+                        stages[stage], last = now - last, now
+                if len(stages) == len(MILESTONES):
+                    break
+            else:
+                raise RuntimeError(f"make train ended without {', '.join(MILESTONES.keys() - stages.keys())}")
         finally:
-            os.killpg(process.pid, signal.SIGINT)  # the run, as Ctrl-C does; it ends its server
+            os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does; the run ends its server
             process.communicate()
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        return Cost(wall=last - started, cpu=cpu, peak_mb=after.ru_maxrss / 1024, told=stages)

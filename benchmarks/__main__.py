@@ -1,0 +1,56 @@
+"""`make bench`: measure what was asked for, and write it to benchmarks/results/ as JSON, tables and figures."""
+
+import json
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, CliApp
+
+from artifacts.settings import CHECKOUT
+from benchmarks import growth, orchestration, page, training
+from benchmarks.measure import Row, machine, mean_load
+
+RESULTS = CHECKOUT / "benchmarks" / "results"
+Part = Literal["training", "presets", "cold", "cached", "setup", "growth"]
+PARTS: dict[Part, Callable[[int], Any]] = {
+    "training": training.against_the_seed,
+    "presets": training.presets,
+    "cold": orchestration.cold,
+    "cached": orchestration.cached,
+    "setup": orchestration.setup,
+    "growth": growth.growth,
+}
+
+
+class Bench(BaseSettings):
+    """Measure, side by side on this machine, what a run costs; the results go to benchmarks/results/."""
+
+    parts: list[Part] = Field(
+        default=["training", "cold", "cached", "setup", "growth"],
+        description="What to measure. `presets` trains each preset with three seeds, which takes hours.",
+    )
+    repeats: int = Field(default=3, ge=1, description="How often; the tables have the medians.")
+
+    def cli_cmd(self) -> None:
+        """Measure part after part; each is written as soon as it is there."""
+        for part in self.parts:
+            load = mean_load()
+            print(f"{part} (load before: {load:.1f})", flush=True)
+            rows: Iterable[Row] = PARTS[part](self.repeats)
+            content = {
+                "part": part,
+                "at": time.strftime("%Y-%m-%d %H:%M", time.gmtime()),
+                "load_before": load,
+                "machine": machine(),
+                "rows": [row.model_dump() for row in rows],
+            }
+            RESULTS.mkdir(exist_ok=True)
+            (RESULTS / f"{part}.json").write_text(json.dumps(content, indent=1) + "\n")
+            page.write(RESULTS)
+        print(RESULTS / "README.md")
+
+
+if __name__ == "__main__":
+    CliApp.run(Bench)

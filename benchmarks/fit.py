@@ -1,0 +1,35 @@
+"""Train and evaluate, and nothing else, in a real flow: the fit as `make train` does it, with checkpoints and progress.
+
+`python -m benchmarks.fit '{"epochs": 1}'`: the argument is JSON of `TrainParameters`.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+from flows.environment import environment, server
+
+os.environ |= environment()
+Path(os.environ["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)
+
+from prefect import flow
+
+from tasks.evaluate import evaluate_model
+from tasks.ingest import IngestParameters, ingest_data
+from tasks.train import TrainParameters, train_model
+
+
+@flow(result_serializer="json")
+def fit(parameters: TrainParameters) -> dict[str, float]:
+    """Train; the wall and CPU seconds of the fit, and how many test images are wrong."""
+    dataset = ingest_data(IngestParameters())
+    training = train_model(dataset, parameters)
+    evaluation = evaluate_model(training.model, dataset)
+    return {"fit": training.fit_seconds, "fit_cpu": training.fit_cpu_seconds, "n_wrong": evaluation.n_wrong}
+
+
+if __name__ == "__main__":
+    with server():
+        told = fit(TrainParameters.model_validate_json(sys.argv[1]))
+    sys.stdout.write(json.dumps(told) + "\n")

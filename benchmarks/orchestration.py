@@ -115,7 +115,7 @@ def running_server(home: str) -> Iterator[str]:
 
 
 def setup(repeats: int) -> list[Row]:
-    """`make train` in fresh clones, with empty package caches, up to the first half epoch; tells each stage's seconds."""
+    """`make train` in fresh clones, with empty package caches, to the first half epoch; tells each stage's seconds."""
     return list(alternate({"make train in a fresh clone": to_the_first_half_epoch}, repeats).values())
 
 

@@ -14,7 +14,7 @@ from benchmarks.measure import Row
 
 HEAD = """# What a run costs
 
-Written by `make bench`. Medians; wall seconds depend on what else a machine does, CPU seconds less so, ratios least: the
+Written by `make bench`. Medians. Wall seconds depend on what else a machine does, CPU seconds less, ratios least: the
 ways of a table took turns. Which parts there are and what they measure: `make bench ARGS="--help"`.
 """
 

@@ -1,0 +1,34 @@
+"""What the fit costs, by preset, beside the seed's; and how many test images are wrong after it."""
+
+import json
+import tempfile
+from collections.abc import Callable
+from itertools import count
+from typing import Any
+
+from benchmarks.measure import Cost, Row, alternate, measure
+from tasks.train import PRESETS, has_bfloat16
+
+
+def against_the_seed(repeats: int) -> list[Row]:
+    """The seed's five epochs, and `make train`'s fit in the arithmetic that this processor has; seeds 0, 1, 2, …"""
+    precisions = ["bfloat16", "float32"] if has_bfloat16() else ["float32"]
+    ways: dict[str, Callable[[], Cost]] = {"the seed, five epochs": lambda: measure("-m", "benchmarks.seed")}
+    ways |= {f"make train, {precision}": training(precision=precision) for precision in precisions}
+    return list(alternate(ways, repeats).values())
+
+
+def presets(repeats: int) -> list[Row]:
+    """Each preset, in the arithmetic that it chooses itself."""
+    return list(alternate({preset: training(preset=preset) for preset in PRESETS}, repeats).values())
+
+
+def training(**parameters: Any) -> Callable[[], Cost]:
+    """A way to train: each time with the next seed, in a store of its own, so that nothing is reused."""
+    seeds = count()
+
+    def train() -> Cost:
+        with tempfile.TemporaryDirectory() as home:
+            return measure("-m", "benchmarks.fit", json.dumps(parameters | {"seed": next(seeds)}), MNIST_HOME=home)
+
+    return train

@@ -12,6 +12,10 @@ class MnistError(Exception):
     Anything else that is raised is a defect of the pipeline and keeps its traceback.
     """
 
+    def __str__(self) -> str:
+        """The line; what a file's name or its content has in it that doesn't print is written as its escape."""
+        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in super().__str__())
+
 
 class DataError(MnistError):
     """Raised if a data source can't be read, or doesn't hold what it should."""

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from artifacts.errors import DataError
-from tasks.ingest import reading
+from tasks.ingest import read_npy_header, reading, size_of
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -45,6 +45,8 @@ def read_batches(path: Path) -> Iterator[Batch]:
     if path.is_dir():
         yield from read_folder(path)
         return
+    with reading(path):
+        size_of(path)  # a pipe would never end
     first = 0
     for images in read_npz(path) if path.suffix == ".npz" else read_idx(path):
         prepared, n_inverted = prepare(as_bytes(images, str(path)))
@@ -99,16 +101,8 @@ def read_npz(file: Path) -> Iterator[npt.NDArray[Any]]:
         names = [name for name in archive.namelist() if name.endswith(".npy")]
         preferred = ["x_test.npy", "images.npy"]
         for name in sorted(names, key=lambda name: preferred.index(name) if name in preferred else len(preferred)):
-            try:
-                member = archive.open(name)
-            except RuntimeError as error:  # a password, or an unusual compression
-                raise DataError(f"{file} can't be read: {error}; write it with numpy.savez") from error
-            with member:
-                version = np.lib.format.read_magic(member)
-                read_header = (
-                    np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-                )
-                shape, fortran_order, dtype = read_header(member)
+            with archive.open(name) as member:
+                shape, fortran_order, dtype = read_npy_header(member)
                 if len(shape) != 3:
                     continue
                 if fortran_order or dtype.kind not in "uif":

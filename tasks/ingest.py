@@ -4,12 +4,14 @@ import functools
 import gzip
 import hashlib
 import importlib.metadata
+import lzma
 import math
 import socket
+import stat
 import zipfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Literal, Self, cast
 
@@ -50,8 +52,14 @@ IDX_FILES = {
     "x_test": "t10k-images-idx3-ubyte",
     "y_test": "t10k-labels-idx1-ubyte",
 }
-# Ten times MNIST, uncompressed: a file that claims more is a mistake, or a decompression bomb.
+# Ten times MNIST's bytes, five times its images: data that claim more are a mistake, or a decompression bomb. What a
+# file claims is compared with this before it is unpacked; with it, ingest and validate stay below 4 GB of memory.
 MAX_BYTES = 10 * 70_000 * 28 * 28
+MAX_IMAGES = 5 * 60_000
+# Of one image; validate looks at each with ten class means of its size.
+MAX_PIXELS = 2**20
+# What is raised for bytes that aren't what they should be. RuntimeError: a zip with a password, or oddly compressed.
+DAMAGED = (ValueError, TypeError, EOFError, KeyError, RuntimeError, lzma.LZMAError, zipfile.BadZipFile, zlib.error)
 
 
 class IngestParameters(BaseModel):
@@ -212,18 +220,38 @@ def path_files(parameters: IngestParameters) -> list[Path]:
     """The files of the source `path`: the .npz itself, or a folder's four IDX files.
 
     Raises:
-        DataError: Raised if there is no such file, or an IDX file is missing from the folder.
+        DataError: Raised if there is no such file, an IDX file is missing from the folder, or one is too large.
     """
-    path = cast(Path, parameters.path).expanduser()
+    path = cast(Path, parameters.path)
+    with suppress(RuntimeError):  # ~name, and nobody has that name: so it is a file's
+        path = path.expanduser()
+    files = [path]
     with reading(path):
-        if not path.is_dir():
-            path.stat()
-            return [path]
-        found = {name: [f for f in (path / idx, path / f"{idx}.gz") if f.exists()] for name, idx in IDX_FILES.items()}
-    missing = [IDX_FILES[name] for name, files in found.items() if not files]
-    if missing:
-        raise DataError(f"the folder {path} lacks {', '.join(missing)} (or the same with .gz)")
-    return [files[0] for files in found.values()]
+        if path.is_dir():
+            found = {idx: [f for f in (path / idx, path / f"{idx}.gz") if f.exists()] for idx in IDX_FILES.values()}
+            missing = [idx for idx, candidates in found.items() if not candidates]
+            if missing:
+                raise DataError(
+                    f"the folder {path} lacks {', '.join(missing)} (or the same with .gz); add them, or name an .npz"
+                )
+            files = [candidates[0] for candidates in found.values()]
+        for file in files:
+            if (size := size_of(file)) > MAX_BYTES:
+                raise DataError(f"{file} has {size:,} bytes; at most {MAX_BYTES:,} are read, so give it fewer images")
+    return files
+
+
+def size_of(file: Path) -> int:
+    """A file's size in bytes.
+
+    Raises:
+        DataError: Raised if it is a folder, a pipe or a device, which may never end.
+        OSError: Raised if it isn't there.
+    """
+    status = file.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise DataError(f"{file} is no regular file; copy what it gives into one")
+    return status.st_size
 
 
 def read_path(parameters: IngestParameters) -> Arrays:
@@ -237,9 +265,14 @@ def read_path(parameters: IngestParameters) -> Arrays:
     for name, array in arrays.items():
         n_dimensions, expected = (3, "(n, height, width)") if name.startswith("x") else (1, "(n,)")
         if array.ndim != n_dimensions or 0 in array.shape[1:]:
-            raise DataError(f"{name} in {parameters.path} has the shape {array.shape}; expected {expected}")
+            raise DataError(f"{name} in {parameters.path} has the shape {array.shape}; make it {expected}")
         if array.dtype.kind not in "uif":
-            raise DataError(f"{name} in {parameters.path} has the dtype {array.dtype}; expected uint8")
+            raise DataError(f"{name} in {parameters.path} has the dtype {array.dtype}; save it as uint8")
+        if len(array) > MAX_IMAGES or math.prod(array.shape[1:]) > MAX_PIXELS:
+            raise DataError(
+                f"{name} in {parameters.path} has the shape {array.shape}; "
+                f"give it at most {MAX_IMAGES:,} images of at most {MAX_PIXELS:,} pixels"
+            )
     return arrays
 
 
@@ -251,14 +284,44 @@ def read_npz(file: Path) -> Arrays:
     """
     with reading(file):
         with zipfile.ZipFile(file) as archive:
+            entries = {entry.filename: entry for entry in archive.infolist()}
             size = sum(entry.file_size for entry in archive.infolist())
-        if size > MAX_BYTES:
-            raise DataError(f"{file} unpacks to {size:,} bytes; at most {MAX_BYTES:,} are read")
-        with np.load(file, allow_pickle=False) as npz:
-            missing = MNIST.keys() - npz.keys()
+            if size > MAX_BYTES:
+                raise DataError(
+                    f"{file} unpacks to {size:,} bytes; at most {MAX_BYTES:,} are read, so give it fewer images"
+                )
+            missing = sorted(name for name in MNIST if f"{name}.npy" not in entries)
             if missing:
-                raise DataError(f"{file} lacks the arrays {', '.join(sorted(missing))}")
-            return {name: np.ascontiguousarray(npz[name]) for name in MNIST}
+                raise DataError(f"{file} lacks the arrays {', '.join(missing)}; add them with numpy.savez")
+            for name in MNIST:
+                entry = entries[f"{name}.npy"]
+                with archive.open(entry) as member:
+                    shape, _, dtype = read_npy_header(member)
+                    held = entry.file_size - member.tell()
+                if dtype.hasobject:
+                    raise DataError(f"{name} in {file} holds pickled objects, which are never loaded; save it as uint8")
+                # NumPy would allocate what is claimed.
+                if (claimed := math.prod(shape) * dtype.itemsize) != held:
+                    raise DataError(
+                        f"{name} in {file} claims {claimed:,} bytes in its header, shape {shape}, and holds {held:,}; "
+                        "get it anew"
+                    )
+        with np.load(file, allow_pickle=False) as npz:
+            return {name: np.ascontiguousarray(npz[f"{name}.npy"]) for name in MNIST}
+
+
+def read_npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Read the header of an ``.npy``: the array's shape, whether it is in Fortran order, its dtype.
+
+    Raises:
+        ValueError: Raised if it is none.
+    """
+    try:
+        if np.lib.format.read_magic(stream) == (1, 0):
+            return np.lib.format.read_array_header_1_0(stream)
+        return np.lib.format.read_array_header_2_0(stream)
+    except Exception as error:  # a header is a Python literal; for a strange one NumPy raises nearly anything
+        raise ValueError(f"no header of an array ({error})") from error
 
 
 def read_idx(file: Path) -> npt.NDArray[np.uint8]:
@@ -270,15 +333,20 @@ def read_idx(file: Path) -> npt.NDArray[np.uint8]:
     with reading(file), _open(file) as stream:
         magic = stream.read(4)
         if len(magic) < 4 or magic[:3] != b"\0\0\x08" or not 1 <= magic[3] <= 3:
-            raise DataError(f"{file} isn't an IDX file of unsigned bytes: it starts with {magic.hex() or 'nothing'}")
+            raise DataError(
+                f"{file} isn't an IDX file of unsigned bytes: it starts with {magic.hex() or 'nothing'}, "
+                "not 00000803 (images) or 00000801 (labels); get it anew"
+            )
         shape = tuple(int.from_bytes(stream.read(4), "big") for _ in range(magic[3]))
         size = math.prod(shape)
         if size > MAX_BYTES:
-            raise DataError(f"{file} claims {size:,} bytes in its header; at most {MAX_BYTES:,} are read")
+            raise DataError(
+                f"{file} claims {size:,} bytes, shape {shape}, in its header; at most {MAX_BYTES:,} are read, so get it anew"
+            )
         content = stream.read(size + 1)
     if len(content) != size:
         found = "more" if len(content) > size else f"{len(content):,}"
-        raise DataError(f"{file} claims {size:,} bytes in its header, shape {shape}, and holds {found}")
+        raise DataError(f"{file} claims {size:,} bytes in its header, shape {shape}, and holds {found}; get it anew")
     return np.frombuffer(content, np.uint8).reshape(shape)
 
 
@@ -295,7 +363,9 @@ def reading(*files: Path) -> Iterator[None]:
     """
     try:
         yield
-    except OSError as error:
-        raise DataError(f"{error.filename or files[0]} can't be read: {error.strerror or error}") from error
-    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error, KeyError) as error:
-        raise DataError(f"{files[0]} is damaged or of another kind: {error}") from error
+    except (OSError, *DAMAGED) as error:
+        if isinstance(error, OSError) and error.strerror:  # gzip and bz2 raise an OSError of their own, without one
+            name = error.filename or files[0]
+            raise DataError(f"{name} can't be read: {error.strerror}; check the name, and who may read it") from error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"{files[0]} is damaged or of another kind: {reason}; get it anew, or name another") from error

@@ -48,7 +48,7 @@ def test_both_splits_are_held_to_the_same_suite(passed):
         split: [(o.expectation, o.column, o.severity) for o in passed.outcomes if o.table.startswith(split)]
         for split in ("train", "test")
     }
-    assert len(suite["train"]) == 20
+    assert len(suite["train"]) == 21
     leakage = [one for one in suite["test"] if one[1] == "in_train"]
     assert [severity for _, _, severity in leakage] == ["error", "warning"]
     assert suite["train"] == [one for one in suite["test"] if one not in leakage]
@@ -152,20 +152,37 @@ BOTH = ("train images", "test images")
         (too_bright, {("test images", "dtype"), ("test images", "pixel_max")}),
         (blank, {("train images", "pixel_max"), ("train images", "pixel_range")}),
         (constant, {("test images", "pixel_range")}),
-        (already_scaled, {("train images", "dtype"), ("train images", "pixel_mean"), ("test images", "agrees")}),
+        (
+            already_scaled,
+            {
+                ("train images", "dtype"),
+                ("train images", "pixel_mean"),
+                ("train images", "agrees_with_mnist"),
+                ("test images", "agrees"),
+            },
+        ),
         (class_missing, {("train classes", "count"), ("train classes", "share")}),
         (eleventh_class, {("test images", "label")}),
         (labels_as_floats, {("train images", "label_dtype")}),
-        (other_size, {("test images", name) for name in ("height", "width", "pixel_mean", "border_max", "agrees")}),
+        (
+            other_size,
+            {
+                ("test images", name)
+                for name in ("height", "width", "pixel_mean", "border_max", "agrees", "agrees_with_mnist")
+            },
+        ),
         (other_type, {("train images", "dtype")}),
         (label_too_many, {("train images", None), ("train images", "digest")}),
         (image_too_many, {("train images", None), ("train images", "label")}),
         (images_missing, {("test images", None)}),
-        (shuffled_labels, {("train images", "agrees"), ("test images", "agrees")}),
+        (
+            shuffled_labels,
+            {("train images", "agrees"), ("train images", "agrees_with_mnist"), ("test images", "agrees")},
+        ),
         (duplicates, {("train images", "is_duplicate")}),
         (train_in_test, {("test images", "in_train")}),
-        (inverted, {(table, column) for table in BOTH for column in ("pixel_mean", "border_max")}),
-        (off_centre, {("test images", "border_max"), ("test images", "agrees")}),
+        (inverted, {(table, column) for table in BOTH for column in ("pixel_mean", "border_max", "agrees_with_mnist")}),
+        (off_centre, {("test images", column) for column in ("border_max", "agrees", "agrees_with_mnist")}),
     ],
     ids=lambda value: value.__name__ if callable(value) else "",
 )
@@ -191,7 +208,9 @@ def test_the_channel_axis_taken_away_breaks_channels(arrays, monkeypatch):
     with pytest.raises(ValidationError) as caught:
         validate(arrays)
 
-    assert broken(caught.value.validation) == {("train images", "channels"), ("test images", "channels")}
+    assert broken(caught.value.validation) == {
+        (table, column) for table in BOTH for column in ("channels", "agrees_with_mnist")
+    }
 
 
 def test_the_error_is_one_line_that_says_where_what_and_what_to_do(arrays):
@@ -221,7 +240,7 @@ def test_few_duplicates_are_a_warning(arrays):
 def test_a_failure_names_a_few_counts_the_rest_and_keeps_them_all(arrays):
     other_size(arrays)
 
-    with pytest.raises(ValidationError, match=r"column height.*column width.*; and 2 more\.") as caught:
+    with pytest.raises(ValidationError, match=r"column height.*column width.*; and 3 more\.") as caught:
         validate(arrays)
 
     validation = caught.value.validation
@@ -233,7 +252,7 @@ def test_a_failure_names_a_few_counts_the_rest_and_keeps_them_all(arrays):
     assert height["result"]["partial_unexpected_index_list"] == list(range(10))
     page = validation.data_docs.read_bytes().decode()
     assert "Each image is 28 pixels high. Observed: 100 of 100 rows unexpected, e.g. 24." in page
-    assert page.count("fa-times text-danger") == 5
+    assert page.count("fa-times text-danger") == 6
 
 
 def test_data_docs_show_every_expectation_and_load_nothing(passed):

@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import platform
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.util import find_spec
@@ -18,12 +19,24 @@ from filelock import FileLock, ReadWriteLock, Timeout
 from prefect.cache_policies import CachePolicy
 from prefect.context import TaskRunContext
 from prefect.locking.protocol import LockManager
+from prefect.logging import get_logger
+from prefect.serializers import JSONSerializer
+from prefect.settings import get_current_settings
 from prefect.transactions import IsolationLevel
 from pydantic import BaseModel
+from pydantic_core import from_json
 
+from artifacts import records
 from artifacts.records import Key, Origin
 from artifacts.settings import Settings
 from tasks.revision import git_revision, working_tree
+
+# The classes of results, as Prefect names them.
+RECORDS = [
+    f"{records.__name__}.{name}"
+    for name, found in vars(records).items()
+    if isinstance(found, type) and issubclass(found, records.Record)
+]
 
 
 def file_lock(name: str) -> FileLock:
@@ -143,7 +156,39 @@ class StepCache(CachePolicy):
     ) -> str:
         """The key's digest, under which Prefect stores the result."""
         del flow_parameters, kwargs
-        return self.key(task_ctx.task.name, task_ctx.task.fn.__module__, inputs).digest
+        digest = self.key(task_ctx.task.name, task_ctx.task.fn.__module__, inputs).digest
+        forget_foreign(get_current_settings().results.local_storage_path / digest)
+        return digest
+
+
+def forget_foreign(kept: Path) -> None:
+    """Delete a kept result that isn't JSON of this project's own records, so that its step runs again.
+
+    Such a file itself names what reads it: Prefect would unpickle it, or import the module that it names.
+    """
+    try:
+        result = from_json(kept.read_bytes())  # by the parser that Prefect has
+    except (OSError, ValueError):
+        return  # there is none, or none that Prefect can read: it runs the step
+    if not is_own(result):
+        get_logger("mnist").warning(f"{kept} isn't a result of this project's: it is deleted, and the step runs again")
+        kept.unlink(missing_ok=True)
+
+
+def is_own(result: Any) -> bool:
+    """Whether a kept result is read as JSON, and names no class but this project's records."""
+    named: list[Any] = []
+
+    def note(found: dict[str, Any]) -> dict[str, Any]:
+        named.extend(found[key] for key in ("__class__", "__exc_type__") if key in found)
+        return found
+
+    match result:
+        case {"metadata": {"serializer": serializer}, "result": str(text), **others} if not others:
+            with suppress(ValueError):
+                json.loads(text, object_hook=note)
+                return serializer == JSONSerializer().model_dump() and all(name in RECORDS for name in named)
+    return False
 
 
 def origin() -> Origin | None:

@@ -341,7 +341,7 @@ def read_idx(file: Path) -> npt.NDArray[np.uint8]:
         size = math.prod(shape)
         if size > MAX_BYTES:
             raise DataError(
-                f"{file} claims {size:,} bytes, shape {shape}, in its header; at most {MAX_BYTES:,} are read, so get it anew"
+                f"{file} claims {size:,} bytes in its header, shape {shape}; get it anew (at most {MAX_BYTES:,})"
             )
         content = stream.read(size + 1)
     if len(content) != size:

@@ -175,7 +175,7 @@ def class_means(train: Split) -> Images:
 
 def mnist_means() -> Images:
     """MNIST's own class means, shape ``(10, 49)``, as `shrink` makes images."""
-    return np.array([list(bytes.fromhex(mean)) for mean in MNIST_MEANS], np.float32) / 255
+    return np.array([list(bytes.fromhex(mean)) for mean in MNIST_MEANS], np.float32) / np.float32(255)
 
 
 def predict_by_class_mean(pixels: Images, means: Images) -> npt.NDArray[np.integer[Any]]:

@@ -1,0 +1,81 @@
+"""What Prefect kept of a step can't run code when it is read, whatever was put there."""
+
+import base64
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+from prefect import flow
+from prefect.settings import PREFECT_RESULTS_LOCAL_STORAGE_PATH, temporary_settings
+
+from artifacts.records import Dataset
+from tasks.ingest import IngestParameters, ingest_data
+
+
+@flow(result_serializer="json")
+def only_ingest(parameters: IngestParameters) -> Dataset:
+    return ingest_data(parameters)
+
+
+class Touch:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def pickled(record, mark):
+    serializer = {"type": "pickle", "picklelib": "pickle", "picklelib_version": None}
+    payload = base64.encodebytes(pickle.dumps(Touch(mark))).decode()
+    return record | {"metadata": record["metadata"] | {"serializer": serializer}, "result": payload}
+
+
+def pickled_without_saying_so(record, mark):
+    return {"result": pickled(record, mark)["result"]}
+
+
+def of_another_class(record, mark):
+    return record | {"result": json.dumps({"__class__": "touches_a_file.Record", "data": {}})}
+
+
+def an_exception(record, mark):
+    return record | {"result": json.dumps([{"__exc_type__": "touches_a_file.Error", "message": ""}])}
+
+
+def by_another_decoder(record, mark):
+    serializer = record["metadata"]["serializer"] | {"object_decoder": "touches_a_file.decode"}
+    return record | {"metadata": record["metadata"] | {"serializer": serializer}}
+
+
+@pytest.fixture
+def mark(tmp_path, monkeypatch) -> Path:
+    """A file that isn't there; the module `touches_a_file` makes it when it is imported."""
+    mark = tmp_path / "mark"
+    (tmp_path / "touches_a_file.py").write_text(
+        f"open({str(mark)!r}, 'w')\nclass Record: pass\nclass Error(Exception): pass"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    return mark
+
+
+@pytest.mark.parametrize(
+    "tamper", [pickled, pickled_without_saying_so, of_another_class, an_exception, by_another_decoder]
+)
+def test_a_result_that_would_run_code_is_not_read(prefect_server, home, sample_npz, mark, tamper):
+    parameters = IngestParameters(source="path", path=sample_npz)
+    with temporary_settings({PREFECT_RESULTS_LOCAL_STORAGE_PATH: home / "results"}):
+        first = only_ingest(parameters)
+        kept = home / "results" / first.origin.key.digest
+        kept.write_text(json.dumps(tamper(json.loads(kept.read_text()), mark)))
+
+        second = only_ingest(parameters)
+        third = only_ingest(parameters)
+
+    assert not mark.exists()
+    assert second.origin.at > first.origin.at
+    assert second.digest == first.digest
+    assert third == second

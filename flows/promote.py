@@ -3,16 +3,22 @@
 from typing import Annotated
 
 from prefect import flow
-from pydantic import Field
+from pydantic import Field, StringConstraints
 
 from tasks.logs import show_errors_in_one_line
 from tasks.promote import promote_version
 
-Reason = Annotated[str, Field(min_length=3, description="Why; kept in the history.")]
+Reason = Annotated[
+    str,
+    StringConstraints(strip_whitespace=True, min_length=3, max_length=1000, pattern=r"^[^\x00-\x1f\x7f]*$"),
+    Field(description="Why, in one line; kept in the history."),
+]
 
 
 @flow(name="mnist-promote")
-def promote(version: Annotated[int, Field(ge=1, description="The version to make champion.")], reason: Reason) -> str:
+def promote(
+    version: Annotated[int, Field(ge=1, lt=2**31, description="The version to make champion.")], reason: Reason
+) -> str:
     """Make a version the champion, after trying it in a fresh interpreter."""
     show_errors_in_one_line()
     return f"version {promote_version(version, reason).version} is the champion now"

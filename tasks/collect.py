@@ -57,21 +57,25 @@ class GcParameters(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    days: float = Field(default=30, ge=0, description="Nothing younger is removed, in days.")
-    runs: int = Field(default=20, ge=1, description="Newest runs that stay, however old.")
+    days: float = Field(default=30, ge=0, le=36_500, description="Nothing younger is removed, in days.")
+    runs: int = Field(default=20, ge=1, le=10**6, description="Newest runs that stay, however old.")
     versions: int = Field(
         default=20,
         ge=1,
+        le=10**6,
         description="Newest versions of the model that stay, however old. Others stay too: the champion, the one "
         "before it, one with an alias, one of a run that stays, one that a person replaced as champion.",
     )
     data: int | None = Field(
         default=None,
         ge=0,
+        le=10**6,
         description="Newest versions whose data set stays, besides those of the champion, the one before it and the "
         "newest runs; the others can't be reproduced, and say so. None: all that stay.",
     )
-    wait_minutes: float = Field(default=60, ge=0, description="How long to wait for runs that are going, in minutes.")
+    wait_minutes: float = Field(
+        default=60, ge=0, le=10_080, description="How long to wait for runs that are going, in minutes."
+    )
 
 
 @dataclass

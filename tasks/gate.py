@@ -49,10 +49,13 @@ class GateParameters(BaseModel):
         default=0.02, ge=0, le=1, description="Expected calibration error above which a model is held, in 0–1."
     )
     maximum_size: int = Field(
-        default=50_000_000, ge=1, description="Size of the .keras file above which a model is held, in bytes."
+        default=50_000_000,
+        ge=1,
+        le=10**12,
+        description="Size of the .keras file above which a model is held, in bytes.",
     )
     maximum_latency: float = Field(
-        default=0.5, gt=0, description="Time to predict one image above which a model is held, in seconds."
+        default=0.5, gt=0, le=3600, description="Time to predict one image above which a model is held, in seconds."
     )
     hold_for_approval: bool = Field(
         default=False,

@@ -90,7 +90,7 @@ class Reproduction(Record):
 
 
 def reproduce_version(
-    version: Annotated[int, Field(ge=1, description="The version of the registered model to make again.")],
+    version: Annotated[int, Field(ge=1, lt=2**31, description="The version of the registered model to make again.")],
 ) -> Reproduction:
     """Make a registered version again from its revision, lock, data and parameters, and compare.
 

@@ -364,8 +364,8 @@ def reading(*files: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, *DAMAGED) as error:
-        if isinstance(error, OSError) and error.strerror:  # gzip and bz2 raise an OSError of their own, without one
-            name = error.filename or files[0]
-            raise DataError(f"{name} can't be read: {error.strerror}; check the name, and who may read it") from error
+        if isinstance(error, OSError) and error.filename:  # what goes wrong inside of a file has none
+            reason = f"{error.strerror}; check the name, and who may read it"
+            raise DataError(f"{error.filename} can't be read: {reason}") from error
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{files[0]} is damaged or of another kind: {reason}; get it anew, or name another") from error

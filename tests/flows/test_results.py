@@ -3,6 +3,7 @@
 import base64
 import json
 import pickle
+import sys
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,7 @@ def mark(tmp_path, monkeypatch) -> Path:
         f"open({str(mark)!r}, 'w')\nclass Record: pass\nclass Error(Exception): pass"
     )
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "touches_a_file", raising=False)
     return mark
 
 

@@ -32,7 +32,7 @@ class ValidationError(MnistError):
 
 
 class StoreError(MnistError):
-    """Raised if a file of the store is missing or altered, or if the store is in use."""
+    """Raised if the store can't be used: a file of it is missing or altered, a database damaged, the disk full."""
 
 
 class RegistryError(MnistError):

@@ -3,6 +3,7 @@
 A setting never changes a result, so it is no part of a cache key. Settings are read when needed, never on import.
 """
 
+import os
 from pathlib import Path
 
 from pydantic import Field, HttpUrl, field_validator
@@ -40,6 +41,11 @@ class Settings(BaseSettings):
     def _absolute(cls, home: Path) -> Path:
         # A worker runs elsewhere than the shell that set it: a relative path means the checkout's.
         return CHECKOUT / home.expanduser()
+
+    @property
+    def prefect_database(self) -> Path:
+        """Where Prefect's server keeps the history of runs, unless its own settings say otherwise."""
+        return Path(os.environ.get("PREFECT_HOME", self.home / "prefect")) / "prefect.db"
 
     @property
     def tracking_uri(self) -> str:

@@ -1,7 +1,9 @@
 """The store: files under their SHA-256, written to a temporary name and renamed, verified when read."""
 
+import errno
 import hashlib
 import os
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -83,7 +85,13 @@ def put(suffix: str, write: Callable[[Path], object]) -> StoredFile:
     store.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".writing-", dir=store) as folder:
         temporary = Path(folder) / f"file{suffix}"
-        write(temporary)
+        try:
+            write(temporary)
+        except Exception as error:
+            # Libraries say it in their own ways, NumPy and HDF5 without the system's reason.
+            if shutil.disk_usage(store).free < 1_000_000:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(store)) from error
+            raise
         sha256, size = digest_file(temporary), temporary.stat().st_size
         # Runs link to these bytes: a file that is edited in place would alter them all.
         temporary.chmod(0o444)
@@ -103,5 +111,9 @@ def put_bytes(suffix: str, content: bytes) -> StoredFile:
 def write_atomically(path: Path, content: str) -> None:
     """Write a text file so that a reader sees the old content or the new, never a part."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(content, encoding="utf-8")
-    temporary.replace(path)
+    try:
+        temporary.write_text(content, encoding="utf-8")
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise

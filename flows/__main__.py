@@ -22,10 +22,10 @@ def main() -> int:
     """Run a command and print what came of it.
 
     Returns:
-        The exit code: 0 if it completed, 1 if it failed for a reason said in one line or a version came out otherwise,
-        2 if a flag is wrong.
+        The exit code: 0 if it completed, 1 if a version came out otherwise, 2 if a flag is wrong.
 
     Raises:
+        Exception: Raised if it failed; `tasks.faults.explain` has a line for what isn't a defect.
         KeyboardInterrupt: Raised on Ctrl-C, when the run has been marked as crashed.
     """
     command = sys.argv[1] if len(sys.argv) > 1 else ""
@@ -33,15 +33,14 @@ def main() -> int:
         print(f"error: {command or 'nothing'} is no command; there are {', '.join(COMMANDS)}, history", file=sys.stderr)
         return 2
     # Imports take seconds: here a Ctrl-C is met as anywhere else.
-    from flows.environment import environment, server
+    from flows.environment import environment, prepare_home, server
 
     os.environ.update(environment())
+    prepare_home()
     Path(os.environ["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)
     # Prefect reads its settings when it is imported.
     from prefect import Flow
     from pydantic import ValidationError
-
-    from artifacts.errors import MnistError
 
     if command == "history":
         return print_history()
@@ -56,12 +55,8 @@ def main() -> int:
             given = "" if isinstance(wrong["input"], dict) else f" {wrong['input']}"
             print(f"error: --{flag}{given}: {wrong['msg']}", file=sys.stderr)
         return 2
-    try:
-        with server() if is_flow else nullcontext():
-            result = function(**parameters)
-    except MnistError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    with server() if is_flow else nullcontext():
+        result = function(**parameters)
     print(result)
     return 0 if getattr(result, "identical", True) else 1
 
@@ -117,3 +112,11 @@ if __name__ == "__main__":
     except KeyboardInterrupt:
         print("interrupted; the finished steps are kept, and the next run reuses them", file=sys.stderr)
         sys.exit(130)  # as a shell says it
+    except Exception as error:
+        from tasks.faults import explain
+
+        clear = explain(error)
+        if clear is None:
+            raise
+        print(f"error: {clear}", file=sys.stderr)
+        sys.exit(1)

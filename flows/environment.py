@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from dotenv import dotenv_values
 
 from artifacts.errors import MnistError
 from artifacts.settings import CHECKOUT, Settings
+from tasks.faults import check_prefect, check_registry
 
 
 def environment() -> dict[str, str]:
@@ -33,6 +35,21 @@ def environment() -> dict[str, str]:
     if settings.mlflow_tracking_uri:
         defaults["MLFLOW_TRACKING_URI"] = settings.mlflow_tracking_uri
     return {name: os.environ.get(name, value) for name, value in defaults.items()}
+
+
+def prepare_home() -> None:
+    """Make ``MNIST_HOME``, and see before anything starts that it can be written, and that no database is damaged.
+
+    Raises:
+        OSError: Raised if it can't be written, or its disk is full.
+        StoreError: Raised if a database is damaged.
+    """
+    settings = Settings()
+    (settings.home / "prefect").mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=settings.home) as probe:
+        probe.write(bytes(1_000_000))
+    check_prefect(settings)
+    check_registry(settings)
 
 
 @contextmanager
@@ -72,17 +89,22 @@ def temporary_server() -> Iterator[str]:
     url = f"http://127.0.0.1:{port}/api"
     get_logger().info(f"Starting temporary server on {url}")
     command = [sys.executable, "-m", "uvicorn", "--factory", "flows.web:temporary", "--port", str(port)]
-    process = subprocess.Popen(
-        [*command, "--log-level", "error", "--timeout-graceful-shutdown", "5"],
-        cwd=CHECKOUT,
-        stdin=subprocess.PIPE,
-        process_group=0,
-    )
+    log = Settings().home / "prefect" / "server.log"  # of its last start: what a run needs to know, the run is told
+    log.write_bytes(b"")
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            [*command, "--log-level", "error", "--timeout-graceful-shutdown", "5"],
+            cwd=CHECKOUT,
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=output,
+            process_group=0,
+        )
     try:
         deadline = time.monotonic() + 120
         while not answers(url):
             if process.poll() is not None or time.monotonic() > deadline:
-                raise MnistError("Prefect's server didn't start; what it printed above says why")
+                raise MnistError(f"Prefect's server didn't start; {log} says why")
             time.sleep(0.2)
         yield url
     finally:

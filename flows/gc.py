@@ -8,10 +8,11 @@ from pydantic import Field
 
 from artifacts.records import Collection
 from tasks.collect import GcParameters, collect_garbage
-from tasks.logs import show_errors_in_one_line
+from tasks.logs import errors_in_one_line
 
 
 @flow(name="mnist-gc")
+@errors_in_one_line()
 def gc(
     keep: GcParameters = GcParameters(),
     apply: Annotated[bool, Field(description="Remove it; without this, only say what would go.")] = False,
@@ -22,7 +23,6 @@ def gc(
         keep: What stays.
         apply: Remove it; without this, only say what would go.
     """
-    show_errors_in_one_line()
     collection = collect_garbage(keep, apply)
     create_markdown_artifact(f"```\n{collection}\n```", key="gc", description="What was removed, or would be.")
     return collection

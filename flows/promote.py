@@ -5,7 +5,7 @@ from typing import Annotated
 from prefect import flow
 from pydantic import Field, StringConstraints
 
-from tasks.logs import show_errors_in_one_line
+from tasks.logs import errors_in_one_line
 from tasks.promote import promote_version
 
 Reason = Annotated[
@@ -16,16 +16,16 @@ Reason = Annotated[
 
 
 @flow(name="mnist-promote")
+@errors_in_one_line()
 def promote(
     version: Annotated[int, Field(ge=1, lt=2**31, description="The version to make champion.")], reason: Reason
 ) -> str:
     """Make a version the champion, after trying it in a fresh interpreter."""
-    show_errors_in_one_line()
     return f"version {promote_version(version, reason).version} is the champion now"
 
 
 @flow(name="mnist-rollback")
+@errors_in_one_line()
 def rollback(reason: Reason) -> str:
     """Make the champion before the present one champion again, after trying it in a fresh interpreter."""
-    show_errors_in_one_line()
     return f"version {promote_version(None, reason).version} is the champion again"

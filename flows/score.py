@@ -4,12 +4,13 @@ from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 
 from tasks.caching import store_lock
-from tasks.logs import show_errors_in_one_line
+from tasks.logs import errors_in_one_line
 from tasks.registry import find_champion
 from tasks.score import ImagesPath, OutputPath, Probability, Scoring, score_images
 
 
 @flow(name="mnist-score", result_serializer="json")
+@errors_in_one_line()
 def score(images: ImagesPath, output: OutputPath, ask_below: Probability = 0.9) -> Scoring:
     """Label images with the champion, say which a person should look at, and whether they look like the training data.
 
@@ -18,7 +19,6 @@ def score(images: ImagesPath, output: OutputPath, ask_below: Probability = 0.9) 
         output: Where the labels go.
         ask_below: A probability below which a person should be asked.
     """
-    show_errors_in_one_line()
     with store_lock().read_lock():
         scoring = score_images(find_champion(), images, output, ask_below)
     create_markdown_artifact(

@@ -12,7 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from artifacts.settings import CHECKOUT, Settings
-from flows.environment import environment
+from flows.environment import environment, prepare_home
+from tasks.faults import explain
 
 BIN = Path(sys.executable).parent
 # Where Prefect and our settings look: with it any `prefect …` in the checkout just works.
@@ -25,10 +26,14 @@ def up() -> int:
 
     Returns:
         The exit code: 0 if all is up, 1 if a server didn't start.
+
+    Raises:
+        Exception: Raised if ``MNIST_HOME`` can't be used; `tasks.faults.explain` has a line for it.
     """
     settings = Settings()
+    prepare_home()
     folder = settings.home / "server"
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(exist_ok=True)
     servers = {"server": settings.prefect_port, "reports": settings.report_port}
     if settings.mlflow_tracking_uri is None:
         servers["mlflow"] = settings.mlflow_port
@@ -216,4 +221,11 @@ def forget_server() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit({"up": up, "down": down}[sys.argv[1]]())
+    try:
+        sys.exit({"up": up, "down": down}[sys.argv[1]]())
+    except Exception as error:
+        clear = explain(error)
+        if clear is None:
+            raise
+        print(f"error: {clear}", file=sys.stderr)
+        sys.exit(1)

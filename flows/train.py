@@ -15,7 +15,7 @@ from tasks.gate import GateParameters, judge_model
 from tasks.infra import validate_infra
 from tasks.ingest import IngestParameters, ingest_data
 from tasks.labels import check_labels
-from tasks.logs import show_errors_in_one_line
+from tasks.logs import errors_in_one_line
 from tasks.publish import publish_failure, publish_run, publish_validation
 from tasks.register import register_model
 from tasks.registry import exclusive, find_champion
@@ -26,6 +26,7 @@ from tasks.validate import ValidateParameters, validate_data
 
 
 @flow(name="mnist", result_serializer="json", on_failure=[publish_failure], on_crashed=[publish_failure])
+@errors_in_one_line()
 def mnist(
     ingest: IngestParameters = IngestParameters(),
     validation: ValidateParameters = ValidateParameters(),
@@ -42,7 +43,6 @@ def mnist(
         gate: What a model must show to become the champion.
         refresh: Compute every step again, whatever earlier runs left.
     """
-    show_errors_in_one_line()
     with store_lock().read_lock(), temporary_settings({PREFECT_TASKS_REFRESH_CACHE: refresh}):
         dataset = ingest_data(ingest)
         try:

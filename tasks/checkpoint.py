@@ -44,11 +44,13 @@ class Checkpoint:
             f"{n}": np.asarray(variable) for n, variable in enumerate(_variables(model))
         }
         arrays["history"] = np.frombuffer(HISTORY.dump_json(tuple(history)), np.uint8)
-        with tempfile.NamedTemporaryFile(dir=self._file.parent, delete=False) as temporary:
-            np.savez(temporary, **arrays)  # type: ignore[arg-type] # for the stub a name could be `allow_pickle`
-            temporary.flush()
-            os.fsync(temporary.fileno())
-        Path(temporary.name).replace(self._file)
+        with tempfile.TemporaryDirectory(dir=self._file.parent) as folder:
+            temporary = Path(folder) / self._file.name
+            with temporary.open("wb") as file:
+                np.savez(file, **arrays)  # type: ignore[arg-type] # for the stub a name could be `allow_pickle`
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(self._file)
 
     def restore(self, model: "keras.Model") -> tuple[Epoch, ...]:
         """Bring a compiled model into the state of the checkpoint.

@@ -2,6 +2,8 @@
 
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from uuid import UUID
 
 import httpx
@@ -10,7 +12,7 @@ from prefect.context import TaskRunContext
 from prefect.exceptions import MissingContextError
 from prefect.logging import get_run_logger
 
-from artifacts.errors import MnistError
+from tasks.faults import explain
 
 
 def run_logger() -> "logging.Logger | logging.LoggerAdapter[logging.Logger]":
@@ -46,13 +48,28 @@ class Progress:
             run_logger().warning(f"the progress isn't shown: {error}")
 
 
-def show_errors_in_one_line() -> None:
-    """Let Prefect log the pipeline's own errors without their traceback: they say what to do, where they are read."""
+@contextmanager
+def errors_in_one_line() -> Iterator[None]:
+    """Decorator of a flow: what isn't a defect of the pipeline is logged, and fails the run, in one line.
+
+    Raises:
+        MnistError: Raised in place of what `tasks.faults.explain` has a word for.
+    """
     for name in ("prefect.flow_runs", "prefect.task_runs"):
         logging.getLogger(name).addFilter(_drop_traceback)
+    try:
+        yield
+    except Exception as error:
+        clear = explain(error)
+        if clear is None or clear is error:
+            raise
+        raise clear from error
 
 
 def _drop_traceback(record: logging.LogRecord) -> bool:
-    if record.exc_info and isinstance(record.exc_info[1], MnistError):
+    clear = explain(record.exc_info[1]) if record.exc_info and record.exc_info[1] else None
+    if clear:
         record.exc_info = None
+    if isinstance(record.args, tuple):
+        record.args = tuple((isinstance(a, Exception) and explain(a)) or a for a in record.args)
     return True

@@ -19,6 +19,7 @@ from artifacts.records import AliasMove, Dataset, Evaluation, Lineage, Registrat
 from artifacts.settings import Settings
 from tasks.caching import digest_code, origin
 from tasks.drift import profile
+from tasks.faults import may_pass
 from tasks.logs import run_logger
 from tasks.networks import import_keras
 from tasks.rebuild import made_by_this_process
@@ -50,7 +51,14 @@ N_GOLDEN = 100
 MAX_PATCH_BYTES = 5_000_000
 
 
-@task(name="register", cache_policy=NO_CACHE, retries=3, retry_delay_seconds=[1, 5, 25], retry_jitter_factor=0.5)
+@task(
+    name="register",
+    cache_policy=NO_CACHE,
+    retries=3,
+    retry_delay_seconds=[1, 5, 25],
+    retry_jitter_factor=0.5,
+    retry_condition_fn=may_pass,
+)
 def register_model(dataset: Dataset, training: Training, evaluation: Evaluation, verdict: Verdict) -> Registration:
     """Register the model, unless a version with the same weights, data and code exists, and do as the gate said.
 

@@ -20,6 +20,7 @@ from artifacts.report import escape_markdown
 from artifacts.settings import Settings
 from artifacts.store import put
 from tasks.caching import file_lock
+from tasks.faults import check_registry, may_pass
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -49,7 +50,9 @@ def connect() -> "MlflowClient":
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     from mlflow import MlflowClient
 
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # MLflow's own seven take minutes; tasks try again
     settings = Settings()
+    check_registry(settings)
     (settings.home / "mlflow").mkdir(parents=True, exist_ok=True)
     return MlflowClient(tracking_uri=settings.tracking_uri)
 
@@ -59,7 +62,14 @@ def exclusive() -> FileLock:
     return file_lock("registry")
 
 
-@task(name="find-champion", cache_policy=NO_CACHE, retries=3, retry_delay_seconds=[1, 5, 25], retry_jitter_factor=0.5)
+@task(
+    name="find-champion",
+    cache_policy=NO_CACHE,
+    retries=3,
+    retry_delay_seconds=[1, 5, 25],
+    retry_jitter_factor=0.5,
+    retry_condition_fn=may_pass,
+)
 def find_champion() -> Version | None:
     """The registry's champion, if there is one."""
     return version_by_alias(connect(), CHAMPION)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 
 from artifacts.settings import CHECKOUT, Settings
@@ -53,6 +54,7 @@ def up() -> int:
         return 1
     variables = environment() | server_environment(settings)
     os.environ.update(variables)
+    started = datetime.now(UTC)
     if pid is None:
         extra = {
             "MNIST_BIN": str(BIN),
@@ -74,7 +76,7 @@ def up() -> int:
                 return 1
             time.sleep(0.5)
     write_private(DOTENV, MARK + "".join(f"{name}='{value}'\n" for name, value in variables.items()))
-    asyncio.run(deploy())
+    asyncio.run(deploy(started if pid is None else None))
     print(f"Prefect UI: http://127.0.0.1:{settings.prefect_port}   sign in with the line in {settings.home / 'secret'}")
     print(f"reports:    {variables['MNIST_REPORT_URL']}   the same: user before the colon, password after it")
     if "mlflow" in servers:
@@ -102,6 +104,7 @@ def server_environment(settings: Settings) -> dict[str, str]:
         "PREFECT_SERVER_UI_API_URL": f"{origin}/api",
         "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": origin,
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
+        "PREFECT_CLIENT_MAX_RETRIES": "7",  # 2, 4, … 128 s apart: a run outlives two minutes without a server
     }
     if settings.mlflow_tracking_uri is None:
         variables["MNIST_MLFLOW_URL"] = f"http://127.0.0.1:{settings.mlflow_port}"
@@ -138,12 +141,17 @@ def running_supervisor(folder: Path) -> int | None:
     return pid if "supervisord" in command(pid) else None
 
 
-async def deploy() -> None:
-    """Create the work pool and apply prefect.yaml, leaving each schedule as active as it was.
+async def deploy(started: datetime | None) -> None:
+    """Create the work pool and apply prefect.yaml, leaving each schedule as active as it was; set up crash recovery.
 
     A deploy sends `active: false` each time; without this, it would undo the user's switch.
+
+    Args:
+        started: When the server was started, unless it ran already: then its recovery is at work, and left alone.
     """
     from prefect import get_client
+
+    from flows.recovery import set_up_recovery
 
     prefect = [str(BIN / "prefect"), "--no-prompt"]
     async with get_client() as client:
@@ -154,6 +162,8 @@ async def deploy() -> None:
             for schedule in deployment.schedules:
                 if (deployment.name, schedule.slug) in active and not schedule.active:
                     await client.update_deployment_schedule(deployment.id, schedule.id, active=True)
+        if started:
+            await set_up_recovery(client, started)
 
 
 def down() -> int:
@@ -168,6 +178,8 @@ def down() -> int:
         forget_server()
         print("nothing is running")
         return 0
+    os.environ.update(environment() | server_environment(Settings()))
+    asyncio.run(stop_recovery())
     end_runs(pid)
     os.kill(pid, signal.SIGTERM)
     deadline = time.monotonic() + 60
@@ -179,6 +191,18 @@ def down() -> int:
     forget_server()
     print("servers and worker are stopped")
     return 0
+
+
+async def stop_recovery() -> None:
+    """Have the server start no run again from here on: those that are going end because a person wants it."""
+    import httpx
+    from prefect import get_client
+
+    from flows.recovery import remove_recovery
+
+    with suppress(httpx.TransportError):  # a server that is gone starts nothing
+        async with get_client() as client:
+            await remove_recovery(client)
 
 
 def end_runs(supervisor: int) -> None:

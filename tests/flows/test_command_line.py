@@ -10,8 +10,10 @@ import sys
 from contextlib import closing
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from tasks.registry import connect
 from tests.deployment.conftest import Deployed
 from tests.flows.conftest import Run
 
@@ -92,13 +94,46 @@ def test_a_wrong_flag_is_named_in_one_line(start, arguments, message):
     assert output == ""
 
 
-def test_a_failed_run_ends_in_one_line(start, flags, tmp_path):
-    bad = json.dumps({"source": "path", "path": str(tmp_path / "nothing.npz")})
+def nothing(arrays):
+    return None
+
+
+def one_array(arrays):
+    return {"x_train": arrays["x_train"]}
+
+
+def transposed(arrays):
+    return {name: array.swapaxes(1, -1) if name[0] == "x" else array for name, array in arrays.items()}
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (nothing, "digits.npz can't be read: No such file or directory; check the name, and who may read it"),
+        (one_array, "digits.npz lacks the arrays x_test, y_test, y_train; add them with numpy.savez"),
+        (transposed, "column agrees_with_mnist, .* loosen the bounds"),
+    ],
+)
+def test_bad_input_fails_the_run_in_one_line(start, flags, home, tmp_path, arrays, make, said):
+    made = make(arrays)
+    if made:
+        np.savez(tmp_path / "digits.npz", **made)
+    bad = json.dumps({"source": "path", "path": str(tmp_path / "digits.npz")})
     code, output, errors = finish(start(*flags, f"--ingest={bad}"))
     assert code == 1
-    assert errors.splitlines()[-1].startswith(f"error: {tmp_path}/nothing.npz can't be read: No such file")
+    line = errors.splitlines()[-1]
+    assert re.search(f"^error: .*{said}", line)
     assert "Traceback" not in errors
     assert output == ""
+
+    (folder,) = (home / "runs").iterdir()
+    run = Run(folder.name, home)
+    assert run.flow_run.state.name == "Failed"
+    assert line.removeprefix("error: ") in run.flow_run.state.message
+    assert run.manifest["state"] == "failed"
+    assert run.states.keys() <= {"ingest", "validate"}
+    assert not connect().search_model_versions("name = 'mnist'")
+    assert not list((home / "store").glob(".writing-*"))
 
 
 def test_ctrl_c_ends_the_run_in_one_line_and_its_server(sample, tmp_path, copy_checkout):

@@ -1,7 +1,7 @@
 """Bad input stops before training, with one line that names the culprit and what to do; nothing of it stays behind.
 
-Here: files that aren't what they should be, data that aren't MNIST, parameters that make no sense. What the suite says of
-single spoilt pixels and labels is in test_validate.py, what scoring says of other people's images in test_images.py.
+Here: files that aren't what they should be, data that aren't MNIST, parameters that make no sense. What the suite says
+of single spoilt pixels and labels is in test_validate.py, what scoring says of other people's images in test_images.py.
 """
 
 import gzip
@@ -76,8 +76,8 @@ def write_idx(folder, arrays, suffix=""):
     return folder
 
 
-# How a good .npz is spoilt → part of what is said. A function takes the file; a dictionary replaces arrays, or the bytes of
-# their members.
+# How a good .npz is spoilt → part of what is said. A function takes the file; a dictionary replaces arrays, or bytes
+# of their members.
 NPZ = {
     "missing": (lambda f: f.unlink(), "can't be read: No such file or directory; check the name"),
     "empty": (lambda f: f.write_bytes(b""), "damaged or of another kind: File is not a zip file; get it anew"),
@@ -100,11 +100,7 @@ NPZ = {
     "a loop of links": (lambda f: link(f, f), "can't be read: Too many levels of symbolic links"),
     "a link to nothing": (lambda f: link(f, "nothing"), "can't be read: No such file"),
     "a terabyte": (lambda f: os.truncate(f, 2**40), "has 1,099,511,627,776 bytes; at most"),
-    "unpacks to too much": (
-        lambda f: write_npz(f, {"x_train": bytes(ingest.MAX_BYTES + 1)}, zipfile.ZIP_DEFLATED),
-        "unpacks to .* bytes; at most",
-    ),
-    "another member unpacks to too much": (
+    "a member that unpacks to too much": (
         lambda f: write_npz(f, {"junk": bytes(ingest.MAX_BYTES + 1)}, zipfile.ZIP_DEFLATED),
         "unpacks to .* bytes; at most",
     ),
@@ -430,10 +426,12 @@ LIMITED = settings(max_examples=60, deadline=None, suppress_health_check=list(He
 def survives(path):
     """The source is read, or refused in one line; and its digest is, too."""
     for read in (ingest_data.fn, digest_source):
+        line = ""
         try:
             read(IngestParameters(source="path", path=path))
         except MnistError as error:
-            assert str(error).isprintable()
+            line = str(error)
+        assert line.isprintable()
 
 
 @LIMITED
@@ -529,11 +527,11 @@ def npz_lie(folder, arrays):
 
 
 def gz_bomb(folder, arrays):
-    """A file of 200 images, and a gigabyte behind them."""
+    """A file of 200 images, and 300 MB behind them."""
     write_idx(folder / "gz", arrays, ".gz")
     with gzip.open(folder / "gz" / f"{X}.gz", "wb", compresslevel=1) as file:
         file.write(idx(arrays["x_train"]))
-        for _ in range(1000):
+        for _ in range(300):
             file.write(bytes(2**20))
     return folder / "gz"
 

@@ -90,15 +90,15 @@ def automations() -> list[AutomationCore]:
 
 
 async def set_up_recovery(client: "PrefectClient", since: datetime) -> None:
-    """Create the automations anew, and mark as crashed the runs that a lost machine left behind: they go on.
+    """Create the automations that are missing, and mark as crashed the runs that a lost machine left: they go on.
 
     Args:
-        client: A client of the server, which was started just now.
-        since: When that was. What has run since then is alive.
+        client: A client of the server.
+        since: When server and worker were started. What has run since then may be alive.
     """
-    await remove_recovery(client)
     for automation in automations():
-        await client.create_automation(automation)
+        if not await client.read_automations_by_name(automation.name):
+            await client.create_automation(automation)
     going = FlowRunFilterStateType(any_=[StateType.PENDING, StateType.RUNNING])
     for run in await client.read_flow_runs(flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=going))):
         # A run of the command line has a process of its own, and maybe a server of its own: it may be alive.

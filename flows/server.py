@@ -54,7 +54,6 @@ def up() -> int:
         return 1
     variables = environment() | server_environment(settings)
     os.environ.update(variables)
-    started = datetime.now(UTC)
     if pid is None:
         extra = {
             "MNIST_BIN": str(BIN),
@@ -76,7 +75,7 @@ def up() -> int:
                 return 1
             time.sleep(0.5)
     write_private(DOTENV, MARK + "".join(f"{name}='{value}'\n" for name, value in variables.items()))
-    asyncio.run(deploy(started if pid is None else None))
+    asyncio.run(deploy(datetime.fromtimestamp((folder / "supervisord.pid").stat().st_mtime, UTC)))
     print(f"Prefect UI: http://127.0.0.1:{settings.prefect_port}   sign in with the line in {settings.home / 'secret'}")
     print(f"reports:    {variables['MNIST_REPORT_URL']}   the same: user before the colon, password after it")
     if "mlflow" in servers:
@@ -104,6 +103,10 @@ def server_environment(settings: Settings) -> dict[str, str]:
         "PREFECT_SERVER_UI_API_URL": f"{origin}/api",
         "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": origin,
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
+        # In memory these would be lost with the server: a run that outlives it would be ended, for want of its lease on
+        # a slot, and what it reports would be held back for a quarter of an hour, for want of what came before.
+        "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
+        "PREFECT_SERVER_EVENTS_CAUSAL_ORDERING": "prefect.server.events.ordering.db",
         "PREFECT_CLIENT_MAX_RETRIES": "7",  # 2, 4, … 128 s apart: a run outlives two minutes without a server
     }
     if settings.mlflow_tracking_uri is None:
@@ -141,13 +144,13 @@ def running_supervisor(folder: Path) -> int | None:
     return pid if "supervisord" in command(pid) else None
 
 
-async def deploy(started: datetime | None) -> None:
+async def deploy(started: datetime) -> None:
     """Create the work pool and apply prefect.yaml, leaving each schedule as active as it was; set up crash recovery.
 
     A deploy sends `active: false` each time; without this, it would undo the user's switch.
 
     Args:
-        started: When the server was started, unless it ran already: then its recovery is at work, and left alone.
+        started: When the supervisor was started, and server and worker with it.
     """
     from prefect import get_client
 
@@ -162,8 +165,7 @@ async def deploy(started: datetime | None) -> None:
             for schedule in deployment.schedules:
                 if (deployment.name, schedule.slug) in active and not schedule.active:
                     await client.update_deployment_schedule(deployment.id, schedule.id, active=True)
-        if started:
-            await set_up_recovery(client, started)
+        await set_up_recovery(client, started)
 
 
 def down() -> int:

@@ -86,6 +86,8 @@ def publish_run(parameters: dict[str, BaseModel], results: Results) -> RunSummar
         links=links(folder.name, registration.version),
     )
     folder.mkdir(parents=True, exist_ok=True)
+    for unfinished in folder.glob(".*"):  # by a process of this run that was killed
+        unfinished.unlink()
     files = {
         "validation.json": results.validation.result,
         "data_docs.html": results.validation.data_docs,

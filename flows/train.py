@@ -8,7 +8,7 @@ from pydantic import Field
 
 from artifacts.errors import ValidationError
 from artifacts.records import Results, RunSummary
-from tasks.caching import store_lock
+from tasks.caching import SERIALIZER, store_lock
 from tasks.evaluate import evaluate_model
 from tasks.explain import explain_errors
 from tasks.gate import GateParameters, judge_model
@@ -25,7 +25,7 @@ from tasks.train import TrainParameters, train_model
 from tasks.validate import ValidateParameters, validate_data
 
 
-@flow(name="mnist", result_serializer="json", on_failure=[publish_failure], on_crashed=[publish_failure])
+@flow(name="mnist", result_serializer=SERIALIZER, on_failure=[publish_failure], on_crashed=[publish_failure])
 @errors_in_one_line()
 def mnist(
     ingest: IngestParameters = IngestParameters(),

@@ -29,8 +29,11 @@ from pydantic_core import from_json
 from artifacts import records
 from artifacts.records import Key, Origin
 from artifacts.settings import Settings
+from tasks import sealed_json
 from tasks.revision import git_revision, working_tree
 
+# How results are written: a bit that flips in a figure of a record is noticed, too.
+SERIALIZER = JSONSerializer[Any](jsonlib=sealed_json.__name__)
 # The classes of results, as Prefect names them.
 RECORDS = [
     f"{records.__name__}.{name}"
@@ -162,7 +165,7 @@ class StepCache(CachePolicy):
 
 
 def forget_foreign(kept: Path) -> None:
-    """Delete a kept result that isn't JSON of this project's own records, so that its step runs again.
+    """Delete a kept result that was altered, or isn't JSON of this project's own records, so that its step runs again.
 
     Such a file itself names what reads it: Prefect would unpickle it, or import the module that it names.
     """
@@ -171,12 +174,14 @@ def forget_foreign(kept: Path) -> None:
     except (OSError, ValueError):
         return  # there is none, or none that Prefect can read: it runs the step
     if not is_own(result):
-        get_logger("mnist").warning(f"{kept} isn't a result of this project's: it is deleted, and the step runs again")
+        get_logger("mnist").warning(
+            f"{kept} was altered, or isn't this project's: it is deleted, and the step runs again"
+        )
         kept.unlink(missing_ok=True)
 
 
 def is_own(result: Any) -> bool:
-    """Whether a kept result is read as JSON, and names no class but this project's records."""
+    """Whether a kept result is unaltered, is read as JSON, and names no class but this project's records."""
     named: list[Any] = []
 
     def note(found: dict[str, Any]) -> dict[str, Any]:
@@ -186,8 +191,8 @@ def is_own(result: Any) -> bool:
     match result:
         case {"metadata": {"serializer": serializer}, "result": str(text), **others} if not others:
             with suppress(ValueError):
-                json.loads(text, object_hook=note)
-                return serializer == JSONSerializer().model_dump() and all(name in RECORDS for name in named)
+                sealed_json.loads(text, object_hook=note)
+                return serializer == SERIALIZER.model_dump() and all(name in RECORDS for name in named)
     return False
 
 

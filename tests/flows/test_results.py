@@ -11,10 +11,12 @@ from prefect import flow
 from prefect.settings import PREFECT_RESULTS_LOCAL_STORAGE_PATH, temporary_settings
 
 from artifacts.records import Dataset
+from tasks import sealed_json
+from tasks.caching import SERIALIZER
 from tasks.ingest import IngestParameters, ingest_data
 
 
-@flow(result_serializer="json")
+@flow(result_serializer=SERIALIZER)
 def only_ingest(parameters: IngestParameters) -> Dataset:
     return ingest_data(parameters)
 
@@ -40,11 +42,11 @@ def pickled_without_saying_so(record, mark):
 
 
 def of_another_class(record, mark):
-    return record | {"result": json.dumps({"__class__": "touches_a_file.Record", "data": {}})}
+    return record | {"result": sealed_json.dumps({"__class__": "touches_a_file.Record", "data": {}})}
 
 
 def an_exception(record, mark):
-    return record | {"result": json.dumps([{"__exc_type__": "touches_a_file.Error", "message": ""}])}
+    return record | {"result": sealed_json.dumps([{"__exc_type__": "touches_a_file.Error", "message": ""}])}
 
 
 def by_another_decoder(record, mark):
@@ -81,3 +83,13 @@ def test_a_result_that_would_run_code_is_not_read(prefect_server, home, sample_n
     assert second.origin.at > first.origin.at
     assert second.digest == first.digest
     assert third == second
+
+
+def test_a_result_is_not_read_if_a_bit_of_it_flipped():
+    sealed = sealed_json.dumps({"accuracy": 0.9942}).encode()
+    for position in range(8 * len(sealed)):
+        flipped = bytearray(sealed)
+        flipped[position // 8] ^= 1 << position % 8
+        with pytest.raises(ValueError, match=r"digest|codec"):
+            sealed_json.loads(flipped.decode())
+    assert sealed_json.loads(sealed.decode()) == {"accuracy": 0.9942}

@@ -4,7 +4,6 @@ import gzip
 
 import numpy as np
 import pytest
-from pydantic import ValidationError
 
 from artifacts.dataset import load_train, read_array
 from artifacts.errors import DataError
@@ -66,65 +65,6 @@ def test_replaced_bytes_change_the_digest_of_the_source(tmp_path, arrays):
     arrays["y_train"][0] = 9
     np.savez(file, **arrays)
     assert digest_source(parameters) != before
-
-
-@pytest.mark.parametrize(
-    ("spoil", "message"),
-    [
-        (lambda file: file.unlink(), "can't be read: No such file"),
-        (lambda file: file.write_bytes(b""), "damaged or of another kind"),
-        (lambda file: file.write_bytes(file.read_bytes()[:5000]), "damaged or of another kind"),
-        (lambda file: file.write_bytes(b"x" * 5000), "damaged or of another kind"),
-        (lambda file: np.savez(file, x_train=np.zeros(3)), "lacks the arrays x_test, y_test, y_train"),
-    ],
-)
-def test_a_damaged_npz_is_named_in_one_line(home, tmp_path, arrays, spoil, message):
-    file = tmp_path / "data.npz"
-    np.savez(file, **arrays)
-    spoil(file)
-    with pytest.raises(DataError, match=message) as caught:
-        from_path(file)
-    assert str(file) in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("name", "array", "message"),
-    [
-        ("x_train", np.zeros((200, 784), np.uint8), r"x_train .* has the shape \(200, 784\)"),
-        ("y_test", np.zeros((100, 1), np.uint8), r"y_test .* has the shape \(100, 1\)"),
-        ("y_test", np.array(["7"] * 100), "y_test .* has the dtype <U1"),
-        ("y_test", np.array([7, {}] * 50, dtype=object), "holds pickled objects, which are never loaded"),
-    ],
-)
-def test_arrays_of_another_shape_or_type_are_refused(home, tmp_path, arrays, name, array, message):
-    np.savez(tmp_path / "data.npz", **(arrays | {name: array}))
-    with pytest.raises(DataError, match=message):
-        from_path(tmp_path / "data.npz")
-
-
-@pytest.mark.parametrize(
-    ("spoil", "message"),
-    [
-        (lambda file: file.unlink(), "lacks train-images-idx3-ubyte"),
-        (lambda file: file.write_bytes(file.read_bytes()[:-1]), "claims 156,800 bytes .* and holds 156,799"),
-        (lambda file: file.write_bytes(file.read_bytes() + b"0"), "claims 156,800 bytes .* and holds more"),
-        (lambda file: file.write_bytes(b"\0\0\x09\x03" + file.read_bytes()[4:]), "isn't an IDX file .* 00000903"),
-        (lambda file: file.write_bytes(b"\0\0\x08\x03" + b"\xff" * 12), "claims .* at most"),
-    ],
-)
-def test_a_damaged_idx_file_is_named(home, tmp_path, mnist, spoil, message):
-    folder = write_idx(tmp_path / "idx", mnist)
-    spoil(folder / "train-images-idx3-ubyte")
-    with pytest.raises(DataError, match=message):
-        from_path(folder)
-
-
-def test_a_path_goes_with_its_source():
-    with pytest.raises(ValidationError, match="`path` names"):
-        IngestParameters(source="path")
-    with pytest.raises(ValidationError, match="`path` names"):
-        IngestParameters(source="package", path="x.npz")
 
 
 def test_a_server_that_is_not_there_is_named(home, monkeypatch):

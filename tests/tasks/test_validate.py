@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from pydantic import ValidationError as ParameterError
 
 import artifacts.dataset
 from artifacts.errors import ValidationError
@@ -266,12 +265,3 @@ def test_data_docs_show_every_expectation_and_load_nothing(passed):
 
 def test_equal_data_leave_equal_bytes(passed, arrays):
     assert validate(arrays) == passed
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [("n_train", 0), ("pixel_mean_min", 0.9), ("class_share_max", 1.5), ("dtype", "uint4"), ("unknown", 1)],
-)
-def test_parameters_refuse(field, value):
-    with pytest.raises(ParameterError, match=field):
-        ValidateParameters(**{field: value})

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from prefect import State, Task, task
 from prefect.client.schemas import TaskRun
 from prefect.tasks import exponential_backoff
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from artifacts.errors import DataError
 from artifacts.records import Dataset
@@ -77,6 +77,15 @@ class IngestParameters(BaseModel):
         description="For the source `path`: a Keras-style .npz (x_train, y_train, x_test, y_test), "
         "or a folder of the four IDX files, gzipped or not.",
     )
+
+    @field_validator("path")
+    @classmethod
+    def _can_be_stored(cls, path: Path | None) -> Path | None:
+        try:
+            str(path).encode()
+        except UnicodeEncodeError as error:
+            raise ValueError("the path isn't UTF-8; rename the file") from error
+        return path
 
     @model_validator(mode="after")
     def _path_goes_with_its_source(self) -> Self:

@@ -69,8 +69,10 @@ def one(folder: Path, k: int) -> dict[str, float]:
 
     file = folder / f"{k}.npz"
     dataset = timed("ingest", lambda: ingest_data.fn(IngestParameters(source="path", path=file)))
-    # The bounds fit MNIST itself; shifted digits lie nearer to the border.
-    bounds = ValidateParameters(n_train=60_000 * k, n_test=10_000 * k, blank_border_min=0)
+    # The bounds fit MNIST itself; shifted digits lie nearer to the border, and farther from its class means.
+    bounds = ValidateParameters(
+        n_train=60_000 * k, n_test=10_000 * k, blank_border_min=0, agreement_min=0.5, mnist_agreement_min=0.5
+    )
     timed("validate", lambda: validate_data.fn(dataset, bounds))
     training = Training.model_validate_json((folder / "training.json").read_text())
     evaluation = timed("evaluate", lambda: evaluate_model.fn(training.model, dataset))

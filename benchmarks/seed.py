@@ -25,16 +25,8 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 
 
-def main() -> None:
-    """Load, train, look, save; the last line is JSON with the seconds of the fit and the number wrong."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--epochs", type=int, default=5)
-    epochs = parser.parse_args().epochs
-
-    arrays = read_package(package_file())
-    x_train, x_test = (arrays[name].reshape(-1, 28, 28, 1) / np.float32(255) for name in ("x_train", "x_test"))
-    y_train, y_test = arrays["y_train"], arrays["y_test"]
-
+def compiled() -> keras.Model:
+    """The seed's network, ready to fit."""
     model = keras.Sequential(
         [
             keras.Input((28, 28, 1)),
@@ -49,6 +41,19 @@ def main() -> None:
         ]
     )
     model.compile("adam", loss="sparse_categorical_crossentropy", metrics=["accuracy"])
+    return model
+
+
+def main() -> None:
+    """Load, train, look, save; the last line is JSON with the seconds of the fit and the number wrong."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--epochs", type=int, default=5)
+    epochs = parser.parse_args().epochs
+
+    arrays = read_package(package_file())
+    x_train, x_test = (arrays[name].reshape(-1, 28, 28, 1) / np.float32(255) for name in ("x_train", "x_test"))
+    y_train, y_test = arrays["y_train"], arrays["y_test"]
+    model = compiled()
     wall, cpu = time.perf_counter(), time.process_time()
     history = model.fit(x_train, y_train, epochs=epochs, validation_data=(x_test, y_test), verbose=0)
     told = {"fit": time.perf_counter() - wall, "fit_cpu": time.process_time() - cpu}

@@ -11,7 +11,7 @@ from tasks.train import PRESETS, has_bfloat16
 
 
 def against_the_seed(repeats: int) -> list[Row]:
-    """The seed's five epochs, and `make train`'s fit in the arithmetic that this processor has; seeds 0, 1, 2, …"""
+    """The seed's five epochs, and `make train`'s fit in each arithmetic the processor has; seeds from 0 on."""
     precisions = ["bfloat16", "float32"] if has_bfloat16() else ["float32"]
     ways: dict[str, Callable[[], Cost]] = {"the seed, five epochs": lambda: measure("-m", "benchmarks.seed")}
     ways |= {f"make train, {precision}": training(precision=precision) for precision in precisions}

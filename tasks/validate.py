@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 N_SAMPLES = 10
 # How many broken expectations the error names; the Data Docs list all.
 N_NAMED = 3
+# Images described at once.
+BLOCK = 20_000
 # MNIST's mean training image of each class, 0–9, shrunk to 7×7: two hexadecimal digits a pixel.
 MNIST_MEANS = (
     "000000010100000002247a862900001480786c7604004680133080080067622173580300369e9b5f0f0000010607010000",
@@ -164,10 +166,10 @@ def class_means(train: Split) -> Images:
     """The mean training image of each class, shape ``(10, pixels)``; NaN for a class without images."""
     n = min(len(train.x), len(train.y))  # more of the one than of the other is reported by the suite
     pixels, labels = flatten(train.x[:n]), train.y[:n]
-    usable = np.isfinite(pixels).all(axis=1)
     means = np.full((N_CLASSES, pixels.shape[1]), np.nan, np.float32)
     for label in range(N_CLASSES):
-        members = pixels[usable & (labels == label)]
+        members = pixels[labels == label]
+        members = members[np.isfinite(members).all(axis=1)]
         if len(members):
             means[label] = members.mean(axis=0, dtype=np.float64)
     return means
@@ -215,11 +217,27 @@ def tabulate_images(split: Split, dtype: np.dtype[Any], means: Images) -> "pd.Da
     import pandas as pd
 
     x, y = split
+    # In blocks: what is computed of all pixels at once takes several times their memory.
+    blocks = [describe_images(x[start : start + BLOCK], means) for start in range(0, max(len(x), 1), BLOCK)]
+    images = pd.concat(blocks, ignore_index=True)
+    images["dtype"] = dtype.name
+    images["is_duplicate"] = images["digest"].duplicated()
+    labels = pd.DataFrame({"label": pd.Series(y).where(np.isfinite(y)), "label_dtype": y.dtype.name})
+    table = images.join(labels, how="outer")
+    judged = (table["n_not_finite"] == 0) & table["label"].notna()
+    for column, nearest in {"agrees": "nearest_class", "agrees_with_mnist": "nearest_in_mnist"}.items():
+        table[column] = (table[nearest] == table["label"]).astype(float).where(judged)
+    return table
+
+
+def describe_images(x: Images, means: Images) -> "pd.DataFrame":
+    """Make the columns of `tabulate_images` that each image has for itself."""
+    import pandas as pd
+
     pixels = flatten(x)
     border = flatten(np.concatenate([x[:, 0], x[:, -1], x[:, :, 0], x[:, :, -1]], axis=1))
     height, width, channels = (*x.shape[1:], 0)[:3]  # no channels, should their axis be missing
     n_not_finite = np.count_nonzero(~np.isfinite(pixels), axis=1)
-    digest = pd.Series([hashlib.blake2b(row, digest_size=16).hexdigest() for row in pixels])
     with np.errstate(invalid="ignore"):
         figures = pd.DataFrame(
             {
@@ -231,25 +249,17 @@ def tabulate_images(split: Split, dtype: np.dtype[Any], means: Images) -> "pd.Da
             }
         )
     figures.loc[n_not_finite > 0] = np.nan
-    images = pd.DataFrame(
+    return pd.DataFrame(
         {
-            "digest": digest,
+            "digest": pd.Series([hashlib.blake2b(row, digest_size=16).hexdigest() for row in pixels], dtype=str),
             "height": height,
             "width": width,
             "channels": channels,
-            "dtype": dtype.name,
             "n_not_finite": n_not_finite,
-            "is_duplicate": digest.duplicated(),
             "nearest_class": predict_by_class_mean(pixels, means),
             "nearest_in_mnist": predict_by_class_mean(shrink(x), mnist_means()),
         }
     ).join(figures)
-    labels = pd.DataFrame({"label": pd.Series(y).where(np.isfinite(y)), "label_dtype": y.dtype.name})
-    table = images.join(labels, how="outer")
-    judged = (table["n_not_finite"] == 0) & table["label"].notna()
-    for column, nearest in {"agrees": "nearest_class", "agrees_with_mnist": "nearest_in_mnist"}.items():
-        table[column] = (table[nearest] == table["label"]).astype(float).where(judged)
-    return table
 
 
 def tabulate_classes(images: "pd.DataFrame") -> "pd.DataFrame":

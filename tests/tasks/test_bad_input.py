@@ -137,7 +137,7 @@ NPZ = {
     "a record": ({"y_test": np.zeros(100, [("a", "u1")])}, "y_test .* dtype "),
     "too many labels": (
         {"y_test": np.zeros(ingest.MAX_IMAGES + 1, np.uint8)},
-        "y_test .* give it at most 300,000 images",
+        "y_test .* give it at most 600,000 images",
     ),
     "an image too large": ({"x_test": np.zeros((1, 1025, 1024), np.uint8)}, "x_test .* of at most 1,048,576 pixels"),
 }

@@ -24,7 +24,7 @@ from tasks.registry import (
     exclusive,
     history,
     move_alias,
-    version_by_alias,
+    number_by_alias,
     version_by_number,
 )
 
@@ -46,9 +46,9 @@ def promote_version(number: int | None, reason: str) -> Version:
     """
     client = connect()
     with exclusive():
-        champion = version_by_alias(client, CHAMPION)
+        champion = number_by_alias(client, CHAMPION)  # its files may be what is wrong with it
         version = version_by_number(client, previous_champion(history(client)) if number is None else number)
-        if champion == version:
+        if champion == version.version:
             raise RegistryError(f"version {version.version} is the champion already; nothing was changed")
         with tempfile.TemporaryDirectory() as folder:
             registered = Path(client.download_artifacts(version.mlflow_run_id, MODEL_FILES["keras"], folder))
@@ -65,7 +65,7 @@ def promote_version(number: int | None, reason: str) -> Version:
                 at=datetime.now(UTC),
                 by=f"{getpass.getuser()}, flow run {prefect.runtime.flow_run.id}",
                 alias=CHAMPION,
-                before=champion.version if champion else None,
+                before=champion,
                 after=version.version,
                 why=reason,
             ),

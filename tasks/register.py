@@ -37,8 +37,8 @@ from tasks.registry import (
     connect,
     history,
     move_alias,
+    number_by_alias,
     read_version,
-    version_by_alias,
     version_by_tags,
 )
 from tasks.revision import working_tree
@@ -71,17 +71,17 @@ def register_model(dataset: Dataset, training: Training, evaluation: Evaluation,
         # The code that trained it; of none where the task was called without a run.
         "code_digest": digest_code(training.origin.key.code if training.origin and training.origin.key else {}),
     }
-    champion = version_by_alias(client, CHAMPION)
+    champion = number_by_alias(client, CHAMPION)  # of another version only the number counts, whole or not
     version = version_by_tags(client, identity)
     created = version is None
     if version is None:
         version = create_version(client, identity, dataset, training, evaluation)
-    challenger = version_by_alias(client, CHALLENGER)
-    if challenger is None or challenger.version < version.version:
+    challenger = number_by_alias(client, CHALLENGER)
+    if challenger is None or challenger < version.version:
         move_alias(client, move(CHALLENGER, challenger, version, "newly registered", verdict))
     client.set_model_version_tag(REGISTERED_MODEL, str(version.version), "verdict", verdict.decision)
     withheld = replaced_by_hand(history(client), version.version)
-    promoted = verdict.decision == "promote" and champion != version and withheld is None
+    promoted = verdict.decision == "promote" and champion != version.version and withheld is None
     if promoted:
         reasons = "; ".join(f"{check.name}: {check.detail}" for check in verdict.checks)
         move_alias(client, move(CHAMPION, champion, version, reasons, verdict))
@@ -92,20 +92,20 @@ def register_model(dataset: Dataset, training: Training, evaluation: Evaluation,
     return Registration(
         version=version,
         created=created,
-        champion=version.version if promoted else champion.version if champion else None,
-        previous_champion=champion.version if champion else None,
-        withheld=withheld if verdict.decision == "promote" and champion != version else None,
+        champion=version.version if promoted else champion,
+        previous_champion=champion,
+        withheld=withheld if verdict.decision == "promote" and champion != version.version else None,
         origin=origin(),
     )
 
 
-def move(alias: str, before: Version | None, after: Version, why: str, verdict: Verdict) -> AliasMove:
+def move(alias: str, before: int | None, after: Version, why: str, verdict: Verdict) -> AliasMove:
     """A move of an alias that this run makes."""
     return AliasMove(
         at=datetime.now(UTC),
         by=f"flow run {prefect.runtime.flow_run.id}" if prefect.runtime.flow_run.id else "a call without a run",
         alias=alias,
-        before=before.version if before else None,
+        before=before,
         after=after.version,
         why=why,
         verdict=verdict.decision,

@@ -77,10 +77,14 @@ def find_champion() -> Version | None:
 
 def version_by_alias(client: "MlflowClient", alias: str) -> Version | None:
     """The version that bears an alias, if one does."""
+    number = number_by_alias(client, alias)
+    return read_version(client, client.get_model_version(REGISTERED_MODEL, str(number))) if number else None
+
+
+def number_by_alias(client: "MlflowClient", alias: str) -> int | None:
+    """The number of that version, whose files may be missing or altered."""
     found = [v for v in client.search_registered_models(f"name = '{REGISTERED_MODEL}'") if alias in v.aliases]
-    if not found:
-        return None
-    return read_version(client, client.get_model_version(REGISTERED_MODEL, found[0].aliases[alias]))
+    return int(found[0].aliases[alias]) if found else None
 
 
 def version_by_tags(client: "MlflowClient", tags: dict[str, str]) -> Version | None:
@@ -175,5 +179,6 @@ def _restore_files(client: "MlflowClient", found: "ModelVersion") -> None:
         if restored.sha256 != expected[kind]["sha256"]:
             raise RegistryError(
                 f"version {found.version} of {found.name} can't be trusted: {artifact} of its MLflow run "
-                f"{run_id} was altered; delete that version, or restore the file from a backup"
+                f"{run_id} was altered; restore the file from a backup, or delete the version in MLflow "
+                "(`make rollback` first, if it is the champion)"
             )

@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,9 +40,9 @@ class Deployed:
             pytest.fail(f"{command} ended with {result.returncode}:\n{result.stdout}\n{result.stderr}")
         return result
 
-    def python(self, code: str) -> str:
+    def python(self, code: str, *arguments: str) -> str:
         """Run Python code in the checkout; it finds the server as any client does, and prints an answer."""
-        return self.run(sys.executable, "-c", code).stdout
+        return self.run(sys.executable, "-c", code, *arguments).stdout
 
     def processes(self) -> list[str]:
         """The command lines of all processes that belong to this copy."""
@@ -64,10 +65,8 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-@pytest.fixture(scope="session")
-def checkout(tmp_path_factory: pytest.TempPathFactory, copy_checkout: Callable[[Path], Path]) -> Deployed:
-    """A copy of the checkout in which nothing runs."""
-    folder = tmp_path_factory.mktemp("deployed")
+def make_checkout(folder: Path, copy_checkout: Callable[[Path], Path]) -> Deployed:
+    """Copy the checkout into a folder; nothing runs in it."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "MNIST_"))}
     environment |= {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
@@ -79,12 +78,27 @@ def checkout(tmp_path_factory: pytest.TempPathFactory, copy_checkout: Callable[[
     return Deployed(copy_checkout(folder / "checkout"), folder / "home", environment, port)
 
 
-@pytest.fixture(scope="session")
-def deployed(checkout: Deployed) -> Iterator[Deployed]:
+@contextmanager
+def made_up(checkout: Deployed) -> Iterator[Deployed]:
     """The copy after `make up`; `make down` ends it."""
     checkout.run(sys.executable, "-m", "flows.server", "up")
     # From here on a shell needs no variable: `.env` has them.
     user = {name: value for name, value in checkout.environment.items() if not name.startswith("MNIST_")}
-    yield Deployed(checkout.checkout, checkout.home, user, checkout.port)
-    checkout.run(sys.executable, "-m", "flows.server", "down")
+    try:
+        yield Deployed(checkout.checkout, checkout.home, user, checkout.port)
+    finally:
+        checkout.run(sys.executable, "-m", "flows.server", "down")
     assert checkout.processes() == []
+
+
+@pytest.fixture(scope="session")
+def checkout(tmp_path_factory: pytest.TempPathFactory, copy_checkout: Callable[[Path], Path]) -> Deployed:
+    """A copy of the checkout in which nothing runs."""
+    return make_checkout(tmp_path_factory.mktemp("deployed"), copy_checkout)
+
+
+@pytest.fixture(scope="session")
+def deployed(checkout: Deployed) -> Iterator[Deployed]:
+    """The copy after `make up`."""
+    with made_up(checkout) as deployed:
+        yield deployed

@@ -15,7 +15,6 @@ import pytest
 
 from tasks.registry import connect
 from tests.deployment.conftest import Deployed
-from tests.flows.conftest import Run
 
 
 @pytest.fixture
@@ -65,14 +64,6 @@ def test_it_ends_with_a_summary_and_the_next_run_needs_no_heavy_library(start, f
     imported = set(re.findall(r"\| +([\w.]+)$", errors, flags=re.MULTILINE))
     assert "mlflow" in imported
     assert imported.isdisjoint({"tensorflow", "keras", "great_expectations", "matplotlib"})
-
-
-def test_equal_runs_at_the_same_time_train_once(start, flags, home):
-    finished = [finish(process) for process in [start(*flags), start(*flags)]]
-    assert [code for code, _, _ in finished] == [0, 0], finished
-    runs = [Run(folder.name, home) for folder in (home / "runs").iterdir()]
-    assert sorted(run.states["train"] for run in runs) == ["Cached", "Completed"]
-    assert {run.manifest["version"] for run in runs} == {1}
 
 
 @pytest.mark.parametrize(

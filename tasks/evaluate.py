@@ -11,7 +11,7 @@ from artifacts.records import N_CLASSES, ClassMetrics, Dataset, Evaluation, Mode
 from artifacts.store import put
 from tasks.caching import StepCache, origin
 from tasks.logs import run_logger
-from tasks.networks import import_keras
+from tasks.networks import load_model
 
 Probabilities = npt.NDArray[np.float32]
 
@@ -19,9 +19,8 @@ Probabilities = npt.NDArray[np.float32]
 @task(name="evaluate", cache_policy=StepCache(libraries=("keras", "numpy", "scikit-learn", "tensorflow")))
 def evaluate_model(model: Model, dataset: Dataset) -> Evaluation:
     """Predict the test set and measure how well."""
-    keras = import_keras()
     test = load_test(dataset)
-    network = keras.saving.load_model(model.keras.path, compile=False, safe_mode=True)
+    network = load_model(model)
     probabilities: Probabilities = network.predict(test.x, batch_size=1000, verbose=0)
     evaluation = Evaluation(
         weights_digest=model.weights_digest,

@@ -40,7 +40,7 @@ from artifacts.store import put, put_bytes
 from tasks.caching import StepCache, origin
 from tasks.evaluate import normalize
 from tasks.logs import run_logger
-from tasks.networks import import_keras
+from tasks.networks import import_keras, load_model
 
 CAUSES: tuple[Cause, ...] = get_args(Cause)
 N_NEIGHBOURS, N_SHOWN = 10, 3
@@ -128,7 +128,7 @@ def find_neighbours(model: Model, train: Images, images: Images) -> tuple[Distan
     keras = import_keras()
     from sklearn.neighbors import NearestNeighbors
 
-    network = keras.saving.load_model(model.keras.path, compile=False, safe_mode=True)
+    network = load_model(model)
     features = keras.Model(network.inputs, network.layers[-1].input)
     nearest = NearestNeighbors(n_neighbors=N_NEIGHBOURS, metric="cosine", algorithm="brute")
     nearest.fit(features.predict(train, batch_size=1000, verbose=0))

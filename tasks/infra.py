@@ -37,7 +37,9 @@ def try_model(model: Model, images: Images, expected: npt.NDArray[np.float32]) -
 
     Raises:
         ModelError: Raised if it can't be loaded so, or predicts something else.
+        StoreError: Raised if the model's file is missing or was altered.
     """
+    model.keras.read_bytes()
     with tempfile.TemporaryDirectory() as folder:
         images_file, probabilities_file = Path(folder) / "images.npy", Path(folder) / "probabilities.npy"
         np.save(images_file, images)

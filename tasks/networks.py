@@ -7,6 +7,8 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from artifacts.records import Model
+
 if TYPE_CHECKING:
     import keras
 
@@ -61,3 +63,14 @@ def import_keras() -> ModuleType:
             os.close(stderr)
     module: ModuleType = keras
     return module
+
+
+def load_model(model: Model) -> "keras.Model":
+    """Load a stored model: the very bytes that its digest is of, and none of the code that a file can hold.
+
+    Raises:
+        StoreError: Raised if the file is missing or was altered.
+        ValueError: Raised by Keras if the file holds code (a Lambda layer does), or is no model.
+    """
+    model.keras.read_bytes()
+    return import_keras().saving.load_model(model.keras.path, compile=False, safe_mode=True)

@@ -21,7 +21,7 @@ from tasks.caching import digest_code, origin
 from tasks.drift import profile
 from tasks.faults import may_pass
 from tasks.logs import run_logger
-from tasks.networks import import_keras
+from tasks.networks import load_model
 from tasks.rebuild import made_by_this_process
 from tasks.registry import (
     CHALLENGER,
@@ -217,11 +217,10 @@ def _experiment(client: "MlflowClient") -> str:
 
 
 def _write_mlflow_model(folder: Path, dataset: Dataset, training: Training) -> None:
-    keras = import_keras()
     import mlflow.keras
     from mlflow.models import infer_signature
 
-    model = keras.saving.load_model(training.model.keras.path, compile=False, safe_mode=True)
+    model = load_model(training.model)
     images = load_test(dataset).x[:2]
     folder.mkdir()
     mlflow.keras.save_model(

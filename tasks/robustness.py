@@ -11,7 +11,7 @@ from artifacts.records import N_CLASSES, Dataset, Model, Robustness, Slice
 from artifacts.store import put
 from tasks.caching import StepCache, origin
 from tasks.logs import run_logger
-from tasks.networks import import_keras
+from tasks.networks import load_model
 
 Pixels = npt.NDArray[np.uint8]
 Measure = npt.NDArray[np.float64]
@@ -24,8 +24,7 @@ INK = 127  # Of 255: brighter is ink.
 )
 def measure_robustness(model: Model, dataset: Dataset) -> Robustness:
     """Predict the test set and its changed copies, and count by digit, stroke, slant, size and change."""
-    keras = import_keras()
-    network = keras.saving.load_model(model.keras.path, compile=False, safe_mode=True)
+    network = load_model(model)
     images, labels = read_array(dataset.x_test), load_test(dataset).y
 
     def is_right(changed: Pixels) -> npt.NDArray[np.bool_]:

@@ -19,7 +19,7 @@ from artifacts.report import escape_markdown
 from tasks.drift import Drift, Profile
 from tasks.images import BATCH, Pixels, as_bytes, prepare, read_batches
 from tasks.logs import run_logger
-from tasks.networks import import_keras
+from tasks.networks import load_model
 from tasks.registry import CHAMPION, PROFILE, REGISTERED_MODEL, connect, version_by_alias
 from tasks.train import digest_weights
 
@@ -181,10 +181,9 @@ def load_champion(version: Version | None) -> Champion:
     if version is None:
         raise RegistryError(f"{REGISTERED_MODEL} has no champion; `make train` makes one, or `make promote VERSION=…`")
     client = connect()
-    keras = import_keras()
     name = f"version {version.version} of {REGISTERED_MODEL}"
     try:
-        network = keras.saving.load_model(version.model.keras.path, compile=False, safe_mode=True)
+        network = load_model(version.model)
     except (OSError, TypeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ModelError(f"{name} can't be loaded ({reason}); `make rollback` goes back to the one before") from error

@@ -44,6 +44,7 @@ def prepare_home() -> None:
         OSError: Raised if it can't be written, or its disk is full.
         StoreError: Raised if a database is damaged.
     """
+    os.umask(os.umask(0o077) | 0o022)  # whatever the user's: nobody else may write what is made here
     settings = Settings()
     (settings.home / "prefect").mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=settings.home) as probe:

@@ -1,5 +1,6 @@
 """What a user does: `make up`, run the deployment from a shell, read the run, load the model, use the schedule."""
 
+import base64
 import json
 import stat
 import time
@@ -102,6 +103,19 @@ def test_bad_data_fail_with_the_reason_on_the_page(deployed, sample_parameters, 
 def test_nobody_else_can_read_the_secret(deployed):
     for file in (deployed.home / "secret", deployed.checkout / ".env"):
         assert stat.S_IMODE(file.stat().st_mode) == 0o600
+
+
+def test_the_secret_is_nowhere_else(deployed, run):
+    """Not in a log, a run's folder, an artifact, the databases, or a command line, not even as a header has it."""
+    user, password = secret(deployed)
+    forms = (password.encode(), base64.b64encode(f"{user}:{password}".encode()))
+    kept = {deployed.home / "secret", deployed.checkout / ".env"}
+    files = {path for root in (deployed.home, deployed.checkout) for path in root.rglob("*") if path.is_file()}
+    assert kept < files
+    assert {path.parent.name for path in files} >= {"server", "prefect", "mlflow", "results", "locks"}
+    holders = {path for path in files if any(form in path.read_bytes() for form in forms)}
+    assert holders == kept
+    assert not [line for line in deployed.processes() if password in line]
 
 
 def test_a_stranger_gets_401_from_every_route_but_health(deployed):

@@ -4,7 +4,7 @@ BIN := .venv/bin
 export REASON VERSION
 ARGS ?=
 
-.PHONY: help train score history rollback promote reproduce gc up down test chaos check lock
+.PHONY: help train score history rollback promote reproduce gc up down test chaos soak audit check lock
 .DEFAULT_GOAL := help
 
 help: ## Say what there is.
@@ -42,6 +42,12 @@ test: .venv/synced browser ## Run the tests.
 
 chaos: .venv/synced ## Inject every fault, many times over, and print what came of each; takes long.
 	$(BIN)/python -m pytest tests/faults -m "slow or not slow" --timeout 0 $(ARGS)
+
+soak: .venv/synced ## Run the pipeline 200 times in a row, and print what grew; takes an hour or more.
+	$(BIN)/python -m pytest tests/faults/test_soak.py -m slow -s $(ARGS)
+
+audit: .venv/synced ## Look for known vulnerabilities of the locked packages; asks the package index.
+	$(BIN)/uvx pip-audit --strict --disable-pip --require-hashes -r requirements.lock $(ARGS)
 
 check: .venv/synced ## Format, lint, types, import directions.
 	$(BIN)/ruff format --check .

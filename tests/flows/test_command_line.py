@@ -15,6 +15,7 @@ import pytest
 
 from tasks.registry import connect
 from tests.deployment.conftest import Deployed
+from tests.flows.conftest import Run
 
 
 @pytest.fixture

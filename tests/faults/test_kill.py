@@ -148,7 +148,7 @@ def test_a_killed_run_goes_on_by_itself(deployed, start, came):
         time.sleep(0.2)
     run.kill(process)
     assert run.end(RESTART) == "Completed"
-    came("the run's process, in or after its training", "recovered", time.time() - run.kills[-1])
+    came("the run's process, in its training", "recovered", time.time() - run.kills[-1])
     run.assert_whole()
     load_champion(deployed)
 

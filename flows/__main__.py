@@ -2,11 +2,12 @@
 
 import inspect
 import os
+import signal
 import sys
 from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 COMMANDS = {
     "train": "flows.train:mnist",
@@ -27,6 +28,7 @@ def main() -> int:
     Raises:
         Exception: Raised if it failed; `tasks.faults.explain` has a line for what isn't a defect.
         KeyboardInterrupt: Raised on Ctrl-C, when the run has been marked as crashed.
+        SystemExit: Raised on SIGTERM, likewise.
     """
     command = sys.argv[1] if len(sys.argv) > 1 else ""
     if command not in {*COMMANDS, "history"}:
@@ -40,6 +42,7 @@ def main() -> int:
     Path(os.environ["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)
     # Prefect reads its settings when it is imported.
     from prefect import Flow
+    from prefect.exceptions import TerminationSignal
     from pydantic import ValidationError
 
     if command == "history":
@@ -55,10 +58,19 @@ def main() -> int:
             given = "" if isinstance(wrong["input"], dict) else f" {wrong['input']}"
             print(f"error: --{flag}{given}: {wrong['msg']}", file=sys.stderr)
         return 2
-    with server() if is_flow else nullcontext():
-        result = function(**parameters)
+    try:
+        with server() if is_flow else nullcontext():
+            result = function(**parameters)
+    except TerminationSignal:  # within a run Prefect meets a SIGTERM, to mark it as crashed
+        end_on_sigterm()
     print(result)
     return 0 if getattr(result, "identical", True) else 1
+
+
+def end_on_sigterm(*_: object) -> NoReturn:
+    """End with a line that says so, and with what a shell says of it."""
+    print("terminated; the finished steps are kept, and the next run reuses them", file=sys.stderr)
+    sys.exit(143)
 
 
 def print_history() -> int:
@@ -107,6 +119,7 @@ def parse(function: Any, command: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, end_on_sigterm)
     try:
         sys.exit(main())
     except KeyboardInterrupt:

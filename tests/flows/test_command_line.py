@@ -128,7 +128,16 @@ def test_bad_input_fails_the_run_in_one_line(start, flags, home, tmp_path, array
     assert not list((home / "store").glob(".writing-*"))
 
 
-def test_ctrl_c_ends_the_run_in_one_line_and_its_server(sample, tmp_path, copy_checkout):
+@pytest.mark.parametrize(
+    ("send", "number", "exit_code", "word"),
+    [
+        (os.killpg, signal.SIGINT, 130, "interrupted"),  # as a terminal does it: to all that it runs in the foreground
+        (os.kill, signal.SIGTERM, 143, "terminated"),
+    ],
+)
+def test_ctrl_c_or_sigterm_ends_the_run_in_one_line_and_its_server(
+    sample, tmp_path, copy_checkout, send, number, exit_code, word
+):
     sample["train"] = sample["train"].model_copy(update={"epochs": 1000})
     environment = os.environ | {"MNIST_HOME": str(tmp_path / "home"), "PREFECT_HOME": str(tmp_path / "prefect")}
     copied = Deployed(copy_checkout(tmp_path / "checkout"), tmp_path / "home", environment, port=0)
@@ -150,16 +159,17 @@ def test_ctrl_c_ends_the_run_in_one_line_and_its_server(sample, tmp_path, copy_c
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     for line in process.stderr:
-        if "for 1000 epochs" in line:
+        if "epoch 1.00 of 1000" in line:
             break
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does it: to all that it runs in the foreground
+    send(process.pid, number)
     code, output, errors = finish(process)
-    assert code == 130, errors
-    assert errors.splitlines()[-1] == "interrupted; the finished steps are kept, and the next run reuses them"
+    assert code == exit_code, errors
+    assert errors.splitlines()[-1] == f"{word}; the finished steps are kept, and the next run reuses them"
     assert "Traceback" not in errors
     assert output == ""
     with closing(sqlite3.connect(tmp_path / "prefect" / "prefect.db")) as database:
         assert database.execute("SELECT state_type FROM flow_run").fetchall() == [("CRASHED",)]
+    assert len(list((tmp_path / "home" / "checkpoints").glob("*/training.npz"))) == 1  # what the next run goes on from
     assert copied.processes() == []
 
 

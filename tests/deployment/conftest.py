@@ -81,10 +81,10 @@ def make_checkout(folder: Path, copy_checkout: Callable[[Path], Path]) -> Deploy
 @contextmanager
 def made_up(checkout: Deployed) -> Iterator[Deployed]:
     """The copy after `make up`; `make down` ends it."""
-    checkout.run(sys.executable, "-m", "flows.server", "up")
-    # From here on a shell needs no variable: `.env` has them.
+    # A shell needs no variable then: `.env` has them.
     user = {name: value for name, value in checkout.environment.items() if not name.startswith("MNIST_")}
     try:
+        checkout.run(sys.executable, "-m", "flows.server", "up")
         yield Deployed(checkout.checkout, checkout.home, user, checkout.port)
     finally:
         checkout.run(sys.executable, "-m", "flows.server", "down")

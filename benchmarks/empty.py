@@ -11,15 +11,20 @@ from flows.environment import environment, server
 os.environ |= environment()
 Path(os.environ["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)
 
-from prefect import flow
 
+def main() -> None:
+    """Run it; what is imported is imported while the server starts, as `make train` does it."""
+    with server() as ready:
+        import mlflow  # noqa: F401
+        from prefect import flow
 
-@flow
-def empty() -> None:
-    """Do nothing."""
-    import mlflow  # noqa: F401
+        @flow
+        def empty() -> None:
+            pass
+
+        ready()
+        empty()
 
 
 if __name__ == "__main__":
-    with server():
-        empty()
+    main()

@@ -30,6 +30,7 @@ def fit(parameters: TrainParameters) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    with server():
+    with server() as ready:
+        ready()
         told = fit(TrainParameters.model_validate_json(sys.argv[1]))
     sys.stdout.write(json.dumps(told) + "\n")

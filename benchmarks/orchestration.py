@@ -23,14 +23,15 @@ import os, sys
 from flows.environment import environment, temporary_server
 os.environ |= environment()
 os.makedirs(os.environ["PREFECT_HOME"], exist_ok=True)
-with temporary_server() as url:
+with temporary_server() as (url, ready):
+    ready()
     print(url, flush=True)
     sys.stdin.read()
 """
 # What `make train` prints when it gets somewhere, and what it did before.
 MILESTONES = {
     "the virtual environment and uv": r"installing the locked packages",
-    "the locked packages": r"Starting temporary server",
+    "the locked packages, first imports": r"temporary server",
     "the server's first start": r"Beginning flow run",
     "ingest": r"'ingest-.*Finished",
     "validate": r"'validate-.*Finished",

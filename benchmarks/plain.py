@@ -80,7 +80,9 @@ def main() -> None:
     served = parser.parse_args().server
     if not served:
         tasks.publish.create_markdown_artifact = lambda *_, **__: None  # nobody to send it to
-    with server() if served else nullcontext():
+    with server() if served else nullcontext() as ready:
+        if ready:
+            ready()
         fit_seconds = work()
     sys.stdout.write(json.dumps({"fit": fit_seconds}) + "\n")
 

@@ -40,29 +40,30 @@ def main() -> int:
     os.environ.update(environment())
     prepare_home()
     Path(os.environ["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)
-    # Prefect reads its settings when it is imported.
-    from prefect import Flow
-    from prefect.exceptions import TerminationSignal
-    from pydantic import ValidationError
-
     if command == "history":
         return print_history()
     module, name = COMMANDS[command].split(":")
-    function = getattr(import_module(module), name)
-    is_flow = isinstance(function, Flow)
-    try:
-        parameters = parse(function.fn if is_flow else function, command)
-    except ValidationError as error:
-        for wrong in error.errors():
-            flag = ".".join(map(str, wrong["loc"]))
-            given = "" if isinstance(wrong["input"], dict) else f" {wrong['input']}"
-            print(f"error: --{flag}{given}: {wrong['msg']}", file=sys.stderr)
-        return 2
-    try:
-        with server() if is_flow else nullcontext():
+    with server() if module.startswith("flows.") else nullcontext() as ready:
+        # Prefect reads its settings when it is imported.
+        from prefect import Flow
+        from prefect.exceptions import TerminationSignal
+        from pydantic import ValidationError
+
+        function = getattr(import_module(module), name)
+        try:
+            parameters = parse(function.fn if isinstance(function, Flow) else function, command)
+        except ValidationError as error:
+            for wrong in error.errors():
+                flag = ".".join(map(str, wrong["loc"]))
+                given = "" if isinstance(wrong["input"], dict) else f" {wrong['input']}"
+                print(f"error: --{flag}{given}: {wrong['msg']}", file=sys.stderr)
+            return 2
+        try:
+            if ready:
+                ready()
             result = function(**parameters)
-    except TerminationSignal:  # within a run Prefect meets a SIGTERM, to mark it as crashed
-        end_on_sigterm()
+        except TerminationSignal:  # within a run Prefect meets a SIGTERM, to mark it as crashed
+            end_on_sigterm()
     print(result)
     return 0 if getattr(result, "identical", True) else 1
 

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.client import HTTPException
 from urllib.request import urlopen
@@ -54,41 +54,39 @@ def prepare_home() -> None:
 
 
 @contextmanager
-def server() -> Iterator[None]:
+def server() -> Iterator[Callable[[], None]]:
     """Have a Prefect server: the one that the environment or ``.env`` names, else an own one on the same database.
 
     ``.env`` is what `make up` writes; it names a server that is gone if the machine was restarted since.
-    """
-    from prefect.logging.handlers import APILogHandler
-    from prefect.settings import PREFECT_API_URL, temporary_settings
 
+    Yields:
+        A function that waits until the server answers: imports take as long as its start, and go on meanwhile.
+    """
     url = os.environ.get("PREFECT_API_URL") or dotenv_values(CHECKOUT / ".env").get("PREFECT_API_URL")
     if url and answers(url):
-        yield
+        yield lambda: None
         return
-    with temporary_server() as url, temporary_settings({PREFECT_API_URL: url}):
-        try:
-            yield
-        finally:
-            APILogHandler().flush()  # Prefect sends logs in the background; soon nobody is there to take them
+    with temporary_server() as (url, ready):
+        from prefect.logging.handlers import APILogHandler
+        from prefect.settings import PREFECT_API_URL, temporary_settings
+
+        with temporary_settings({PREFECT_API_URL: url}):
+            try:
+                yield ready
+            finally:
+                APILogHandler().flush()  # Prefect sends logs in the background; soon nobody is there to take them
 
 
 @contextmanager
-def temporary_server() -> Iterator[str]:
-    """Run a Prefect server until the context ends; the address of its API.
+def temporary_server() -> Iterator[tuple[str, Callable[[], None]]]:
+    """Run a Prefect server until the context ends; the address of its API, and a function that waits until it answers.
 
     Prefect's own temporary server gets a Ctrl-C along with the run, and is gone before the run can tell it.
-
-    Raises:
-        MnistError: Raised if it doesn't start.
     """
-    from prefect.logging import get_logger
-
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     url = f"http://127.0.0.1:{port}/api"
-    get_logger().info(f"Starting temporary server on {url}")
     command = [sys.executable, "-m", "uvicorn", "--factory", "flows.web:temporary", "--port", str(port)]
     log = Settings().home / "prefect" / "server.log"  # of its last start: what a run needs to know, the run is told
     log.write_bytes(b"")
@@ -101,13 +99,19 @@ def temporary_server() -> Iterator[str]:
             stderr=output,
             process_group=0,
         )
-    try:
+
+    def ready() -> None:
+        from prefect.logging import get_logger
+
+        get_logger().info(f"Waiting for a temporary server on {url}")
         deadline = time.monotonic() + 120
         while not answers(url):
             if process.poll() is not None or time.monotonic() > deadline:
                 raise MnistError(f"Prefect's server didn't start; {log} says why")
-            time.sleep(0.2)
-        yield url
+            time.sleep(0.1)
+
+    try:
+        yield url, ready
     finally:
         process.terminate()
         process.wait()

@@ -80,7 +80,7 @@ def test_the_command_line_uses_the_same_server_and_store(deployed, sample_parame
     start(deployed, sample_parameters, "before-make-train")
     flags = [f"--{key}={json.dumps(value)}" for key, value in sample_parameters.items()]
     result = deployed.run("python", "-m", "flows", "train", *flags)
-    assert "Starting temporary server" not in result.stderr
+    assert "temporary server" not in result.stderr
     assert result.stdout.count("reused from run") == 10
 
 

@@ -12,11 +12,12 @@ from tasks.robustness import measure_robustness
 
 
 @pytest.fixture
-def with_code(training, tmp_path):
+def with_code(tmp_path, monkeypatch):
     """A model file whose layer would leave a file behind if it were made, and the place of that file."""
     keras, trace = import_keras(), tmp_path / "ran"
-    # Only a lambda is kept as code; a named function is kept by its name.
-    code = keras.layers.Lambda(lambda images, trace=str(trace): __import__("pathlib").Path(trace).touch() or images)
+    monkeypatch.setenv("TRACE", str(trace))
+    # Only a lambda is kept as code, without its defaults; a named function is kept by its name.
+    code = keras.layers.Lambda(lambda images: open(__import__("os").environ["TRACE"], "w").close() or images)  # noqa: PTH123
     layers = [keras.Input((28, 28, 1)), keras.layers.Flatten(), code]
     keras.Sequential(layers).save(tmp_path / "code.keras")
     trace.unlink()  # it ran when the model was made

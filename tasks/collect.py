@@ -407,6 +407,8 @@ def carry_out(mlflow: "MlflowClient", prefect: SyncPrefectClient, plan: Plan) ->
         prefect.delete_flow_run(flow_run)
     for path in (*plan.results, *plan.files):
         path.unlink()
+    for path in plan.results:  # no run is going, so nobody holds or waits for the lock of its computation
+        (Settings().home / "locks" / path.name).unlink(missing_ok=True)
     # Renamed first: a folder is there whole, or not at all.
     trash = Settings().home / "trash"
     trash.mkdir(exist_ok=True)

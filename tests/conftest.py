@@ -3,6 +3,7 @@
 import os
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -129,15 +130,15 @@ def prefect_server() -> Iterator[None]:
 class DownloadServer(http.server.ThreadingHTTPServer):
     """A real server on loopback that answers the first `failures` requests with 503, then with `content`.
 
-    If it claims more bytes than it has, it falls silent after those.
+    If it claims more bytes than it has, it falls silent after those. With a pause, it sends a byte after each.
     """
 
     daemon_threads = True
 
-    def __init__(self, content: bytes, failures: int = 0, claims: int | None = None):
+    def __init__(self, content: bytes, failures: int = 0, claims: int | None = None, pause: float = 0):
         super().__init__(("127.0.0.1", 0), Handler)
         self.content, self.failures, self.claims = content, failures, claims or len(content)
-        self.requests = 0
+        self.pause, self.requests = pause, 0
         self.url = f"http://127.0.0.1:{self.server_port}/mnist.npz"
 
 
@@ -152,6 +153,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("Content-Length", str(self.server.claims))
         self.end_headers()
+        if self.server.pause:
+            with suppress(OSError):  # the client has had enough
+                for byte in self.server.content:
+                    self.wfile.write(bytes([byte]))
+                    time.sleep(self.server.pause)
+            return
         self.wfile.write(self.server.content)
         if self.server.claims > len(self.server.content):
             time.sleep(2)

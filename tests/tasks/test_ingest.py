@@ -75,7 +75,7 @@ def test_a_server_that_is_not_there_is_named(home, monkeypatch):
 
 def test_a_server_that_sends_something_else_is_refused(home, monkeypatch, serve):
     monkeypatch.setenv("MNIST_KERAS_URL", serve(b"something else").url)
-    with pytest.raises(DownloadError, match="Incomplete or corrupted"):
+    with pytest.raises(DownloadError, match="it sends other bytes than Keras"):
         ingest_data.fn(IngestParameters(source="keras"))
 
 
@@ -83,4 +83,19 @@ def test_a_server_that_falls_silent_is_given_up(home, monkeypatch, serve):
     monkeypatch.setenv("MNIST_KERAS_URL", serve(b"half", claims=1000).url)
     monkeypatch.setenv("MNIST_DOWNLOAD_TIMEOUT_SECONDS", "0.5")
     with pytest.raises(DownloadError, match="timed out"):
+        ingest_data.fn(IngestParameters(source="keras"))
+
+
+def test_a_server_that_never_ends_is_given_up(home, monkeypatch, serve):
+    monkeypatch.setattr(ingest, "MAX_DOWNLOAD", 1000)
+    monkeypatch.setenv("MNIST_KERAS_URL", serve(bytes(2000)).url)
+    with pytest.raises(DownloadError, match="it sends more than 1,000 bytes"):
+        ingest_data.fn(IngestParameters(source="keras"))
+    assert list((home / "downloads").iterdir()) == []
+
+
+def test_a_server_that_drips_is_given_up(home, monkeypatch, serve):
+    monkeypatch.setenv("MNIST_KERAS_URL", serve(bytes(100), pause=0.1).url)
+    monkeypatch.setenv("MNIST_DOWNLOAD_TIMEOUT_SECONDS", "0.2")
+    with pytest.raises(DownloadError, match="it isn't through after 2 s"):
         ingest_data.fn(IngestParameters(source="keras"))

@@ -191,6 +191,7 @@ class Training(StepRecord):
     )
     processor: str = Field(description="The processor of the fit; the weights' last bits depend on its kind and cores.")
     fit_seconds: float = Field(description="Wall seconds of the fit, with validation.")
+    fit_cpu_seconds: float = Field(description="CPU seconds of the fit, of all the process's threads.")
 
     def identity(self) -> dict[str, Any]:
         """What a later step's key holds: the model and its curves, not how long they took."""

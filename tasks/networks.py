@@ -34,16 +34,46 @@ def baseline() -> "keras.Model":
     return keras.Sequential(
         [
             keras.Input((28, 28, 1)),
-            keras.layers.Conv2D(32, 5, padding="same", activation="relu"),
+            keras.layers.Conv2D(32, 5, padding="same"),
             keras.layers.MaxPooling2D(2),
-            keras.layers.Conv2D(64, 2, padding="same", activation="relu"),
+            keras.layers.ReLU(),  # after the pooling: of a quarter as many numbers, with the same result
+            keras.layers.Conv2D(64, 2, padding="same"),
             keras.layers.MaxPooling2D(2),
+            keras.layers.ReLU(),
             keras.layers.Dropout(0.25),
             keras.layers.Flatten(),
             keras.layers.Dense(1000, activation="relu"),
             keras.layers.Dense(10, activation="softmax", dtype="float32"),
         ],
         name="baseline",
+    )
+
+
+@network
+def compact() -> "keras.Model":
+    """A small network with batch normalisation, made to be trained on changed images: 158,338 parameters."""
+    import keras
+
+    def convolution(filters: int, size: int, padding: str, pool: bool = False) -> "list[keras.Layer]":
+        return [
+            keras.layers.Conv2D(filters, size, padding=padding, use_bias=False),
+            *([keras.layers.MaxPooling2D(2)] if pool else []),
+            keras.layers.BatchNormalization(momentum=0.9),
+            keras.layers.ReLU(),
+        ]
+
+    return keras.Sequential(
+        [
+            keras.Input((28, 28, 1)),
+            *convolution(24, 5, "same", pool=True),
+            *convolution(48, 3, "valid"),
+            *convolution(48, 3, "valid", pool=True),
+            *convolution(96, 3, "same"),
+            *convolution(96, 3, "valid"),
+            keras.layers.GlobalAveragePooling2D(),
+            keras.layers.Dense(10, activation="softmax", dtype="float32"),
+        ],
+        name="compact",
     )
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 import numpy.typing as npt
 from prefect import task
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from artifacts.dataset import Labels, Split, load_train
 from artifacts.errors import DataError, ModelError
@@ -33,23 +33,70 @@ def _known_network(name: str) -> str:
     return name
 
 
+# Where a preset says nothing, it is as `fast`, whose values are the defaults.
+PRESETS: dict[str, dict[str, Any]] = {
+    "fast": {},
+    "seed": {
+        "epochs": 5,
+        "batch_size": 32,
+        "schedule": "constant",
+        "learning_rate": 1e-3,
+        "beta_1": 0.9,
+        "beta_2": 0.999,
+        "label_smoothing": 0.0,
+        "validations_per_epoch": 1,
+        "precision": "float32",
+    },
+    "compact": {
+        "network": "compact",
+        "epochs": 12,
+        "batch_size": 128,
+        "learning_rate": 6e-3,
+        "beta_1": 0.9,
+        "beta_2": 0.99,
+        "augmentation": 1.0,
+        "validations_per_epoch": 1,
+    },
+}
+
+
+def _without_defaults(schema: dict[str, Any]) -> None:
+    # A form sends the defaults that it shows, and what is sent outweighs the preset.
+    for name, field in schema["properties"].items():
+        if name != "preset":
+            field.pop("default", None)
+
+
 class TrainParameters(BaseModel):
-    """What is trained, and how. The defaults are the fast recipe that benchmarks/LOG.md tells the story of."""
+    """What is trained, and how: a preset, and what is to be otherwise. benchmarks/LOG.md tells how they came about."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", json_schema_extra=_without_defaults)
 
+    preset: Literal["fast", "seed", "compact"] = Field(
+        default="fast", description="The recipe, which fills in what isn't given."
+    )
     network: Annotated[str, AfterValidator(_known_network)] = Field(
         default="baseline",
         description="The network's name, a function of tasks/networks.py.",
         json_schema_extra={"enum": list(NETWORKS)},
     )
-    epochs: int = Field(default=2, ge=1, le=1000, description="Passes over the training images.")
-    batch_size: int = Field(default=256, ge=1, le=10_000, description="Images a step; a rest of an epoch is left out.")
-    learning_rate: float = Field(
-        default=8e-3, gt=0, le=1, description="Adam's learning rate at the peak of the one-cycle schedule."
+    epochs: int = Field(default=1, ge=1, le=1000, description="Passes over the training images.")
+    batch_size: int = Field(default=192, ge=1, le=10_000, description="Images a step; a rest of an epoch is left out.")
+    schedule: Literal["one-cycle", "constant"] = Field(
+        default="one-cycle", description="The learning rate rises to a peak and falls to nearly nothing, or stays."
     )
+    learning_rate: float = Field(default=8e-3, gt=0, le=1, description="Adam's learning rate, at its peak.")
+    beta_1: float = Field(default=0.8, ge=0, lt=1, description="How much Adam's mean of the gradients remembers.")
+    beta_2: float = Field(default=0.95, ge=0, lt=1, description="How much its mean of their squares remembers.")
     label_smoothing: float = Field(
         default=0.05, ge=0, lt=1, description="Share of a label's weight that is spread over all classes."
+    )
+    augmentation: float = Field(
+        default=0.0,
+        ge=0,
+        le=3,
+        description="How much images are changed at random: 1 turns them by up to 10 degrees, and scales, slants and "
+        "shifts them as much as people do; 0 leaves them as they are.",
     )
     validations_per_epoch: int = Field(
         default=2, ge=1, le=100, description="How often in an epoch the validation split is looked at."
@@ -60,7 +107,12 @@ class TrainParameters(BaseModel):
     validation_share: float = Field(
         default=1 / 12, gt=0, lt=1, description="Share of the training images held out to validate on."
     )
-    seed: int = Field(default=0, ge=0, lt=2**32, description="Seed of the weights, the shuffling and the dropout.")
+    seed: int = Field(default=0, ge=0, lt=2**32, description="Seed of the weights and of all that is random.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, given: Any) -> Any:
+        return PRESETS.get(str(given.get("preset")), {}) | given if isinstance(given, dict) else given
 
 
 def has_bfloat16() -> bool:
@@ -109,12 +161,12 @@ def train_model(dataset: Dataset, parameters: TrainParameters) -> Training:
     keras.utils.clear_session()  # layers are numbered by process: the second model's would have other names
     keras.utils.set_random_seed(parameters.seed)
     precision = dtype_policy(parameters)
-    started = time.perf_counter()
+    started, cpu_started = time.perf_counter(), time.process_time()
     fitted = build(parameters.network, precision)
     made = origin()
     checkpoint = Checkpoint(made.key.digest if made and made.key else None)
     history = fit(fitted, train, validation, parameters, checkpoint)
-    fit_seconds = time.perf_counter() - started
+    fit_seconds, fit_cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started
     if not all(math.isfinite(epoch.loss) and math.isfinite(epoch.val_loss) for epoch in history):
         raise ModelError(
             f"the training diverged at --train.learning_rate {parameters.learning_rate:g}: "
@@ -142,6 +194,7 @@ def train_model(dataset: Dataset, parameters: TrainParameters) -> Training:
         temperature=temperature,
         processor=describe_processor(),
         fit_seconds=fit_seconds,
+        fit_cpu_seconds=fit_cpu_seconds,
         origin=origin(),
     )
 
@@ -238,7 +291,7 @@ def fit(
             )
 
     model.compile(
-        keras.optimizers.Adam(OneCycle(), beta_1=0.8, beta_2=0.95),
+        adam(parameters, OneCycle() if parameters.schedule == "one-cycle" else parameters.learning_rate),
         loss=keras.losses.CategoricalCrossentropy(),
         metrics=[keras.metrics.CategoricalAccuracy()],
     )
@@ -267,6 +320,31 @@ def fit(
     return tuple(history)
 
 
+def adam(parameters: TrainParameters, learning_rate: Any) -> "keras.optimizers.Adam":
+    """Keras's Adam, as the kernel that TensorFlow has for it: one pass over the weights instead of a dozen."""
+    import keras
+    import tensorflow as tf
+
+    class Adam(keras.optimizers.Adam):  # type: ignore[misc]
+        def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+            n = self._get_variable_index(variable)
+            step = tf.cast(self.iterations.value + 1, tf.float32)
+            tf.raw_ops.ResourceApplyAdam(
+                var=variable.handle,
+                m=self._momentums[n].value.handle,
+                v=self._velocities[n].value.handle,
+                beta1_power=tf.pow(self.beta_1, step),
+                beta2_power=tf.pow(self.beta_2, step),
+                lr=learning_rate,
+                beta1=self.beta_1,
+                beta2=self.beta_2,
+                epsilon=self.epsilon,
+                grad=gradient,
+            )
+
+    return Adam(learning_rate, beta_1=parameters.beta_1, beta_2=parameters.beta_2)
+
+
 def batches(train: Split, parameters: TrainParameters, skip: int = 0) -> Any:
     """The batches of a training in their order, which is a function of the seed and the epoch alone.
 
@@ -292,8 +370,47 @@ def batches(train: Split, parameters: TrainParameters, skip: int = 0) -> Any:
         ]
     )
     x, y = tf.constant(train.x), tf.constant(labels)
-    indices = tf.data.Dataset.from_tensor_slices(order.reshape(-1, batch_size)[skip:].astype(np.int32))
-    return indices.map(lambda batch: (tf.gather(x, batch), tf.gather(y, batch))).prefetch(2)
+    indices = order.reshape(-1, batch_size).astype(np.int32)
+
+    def gather(step: Any, batch: Any) -> Any:
+        images = tf.gather(x, batch)
+        if parameters.augmentation:
+            images = change(images, parameters.augmentation, [parameters.seed, step])
+        return images, tf.gather(y, batch)
+
+    return tf.data.Dataset.from_tensor_slices((np.arange(len(indices))[skip:], indices[skip:])).map(gather).prefetch(2)
+
+
+def change(images: Any, strength: float, seed: list[Any]) -> Any:
+    """Turn, scale, slant and shift each image at random, by up to 10 degrees, 10 %, 0.15 and 2 pixels at strength 1.
+
+    Args:
+        images: float32 of shape ``(n, height, width, 1)``.
+        strength: What the bounds are multiplied by.
+        seed: Two integers, of which the changes are a function.
+    """
+    import tensorflow as tf
+
+    n, height, width, _ = tf.unstack(tf.shape(images))
+    angle, x_scale, y_scale, slant, x_shift, y_shift = tf.unstack(
+        strength
+        * tf.random.stateless_uniform((6, n), tf.stack([tf.cast(number, tf.int64) for number in seed]), -1, 1)
+        * [[math.radians(10)], [0.1], [0.1], [0.15], [2.0], [2.0]]
+    )
+    cos, sin = tf.cos(angle), tf.sin(angle)
+    a, b = cos * (1 + x_scale), (cos * slant - sin) * (1 + y_scale)
+    c, d = sin * (1 + x_scale), (sin * slant + cos) * (1 + y_scale)
+    # Each pixel comes from (a x + b y + e, c x + d y + f); the middle stays where it is, but for the shift.
+    x, y = tf.cast(width - 1, tf.float32) / 2, tf.cast(height - 1, tf.float32) / 2
+    e, f, zero = x - a * x - b * y + x_shift, y - c * x - d * y + y_shift, tf.zeros(n)
+    return tf.raw_ops.ImageProjectiveTransformV3(
+        images=images,
+        transforms=tf.stack([a, b, e, c, d, f, zero, zero], axis=1),
+        output_shape=tf.stack([height, width]),
+        fill_value=0.0,
+        interpolation="BILINEAR",
+        fill_mode="CONSTANT",
+    )
 
 
 def one_hot(labels: Labels) -> npt.NDArray[np.float32]:

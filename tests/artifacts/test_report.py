@@ -137,6 +137,7 @@ def make_run(n_wrong=3, **changes):
             temperature=0.8,
             processor="x86_64, 2 cores",
             fit_seconds=17.5,
+            fit_cpu_seconds=30.5,
         ),
         "labels": LabelCheck(
             data_digest=DIGESTS["data"],

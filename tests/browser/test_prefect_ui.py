@@ -40,9 +40,10 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter
 only = FlowRunFilter(id={"any_": ["%s"]})
 with get_client(sync_client=True) as client:
-    state = client.read_flow_runs(flow_run_filter=only)[0].state
+    run = client.read_flow_runs(flow_run_filter=only)[0]
     artifacts = client.read_artifacts(flow_run_filter=only)
-    print(json.dumps({"state": state.name, "artifacts": {a.key: str(a.id) for a in artifacts if a.key}}))
+    found = {a.key: str(a.id) for a in artifacts if a.key}
+    print(json.dumps({"state": run.state.name, "train": run.parameters["train"], "artifacts": found}))
 """
 
 
@@ -63,6 +64,8 @@ def run(ui: Page, deployed, sample_parameters, screenshots):
         assert time.monotonic() < deadline, found
         time.sleep(2)
     assert found["state"] == "Completed"
+    # What the form sends outweighs a preset: only what was filled in.
+    assert found["train"] == {"preset": "fast"} | sample_parameters["train"]
     return {"id": identifier, "artifacts": found["artifacts"]}
 
 

@@ -16,6 +16,8 @@ from tasks.train import TrainParameters, build, digest_weights, fit, hold_out
 
 # Six validations, within epochs too; dropout is on.
 PARAMETERS = TrainParameters(epochs=3, batch_size=16, precision="float32", validation_share=0.1)
+# Batch normalisation, and images that are changed at random.
+COMPACT = TrainParameters(preset="compact", epochs=2, batch_size=16, precision="float32", validation_share=0.1)
 
 
 class KilledError(Exception):
@@ -40,13 +42,13 @@ def splits(dataset):
     return hold_out(load_train(dataset), 0.1)
 
 
-def train(splits, checkpoint):
+def train(splits, checkpoint, parameters=PARAMETERS):
     """Train as in a fresh process."""
     keras = import_keras()
     keras.utils.clear_session()
     keras.utils.set_random_seed(0)
-    model = build("baseline", "float32")
-    history = fit(model, *splits, PARAMETERS, checkpoint)
+    model = build(parameters.network, "float32")
+    history = fit(model, *splits, parameters, checkpoint)
     return digest_weights(model), [epoch.model_dump(exclude={"seconds"}) for epoch in history]
 
 
@@ -61,6 +63,12 @@ def test_it_ends_with_the_same_weights_and_history(n, splits, undisturbed, home)
         train(splits, KilledAfter("key", n))
     assert [file.name for file in (home / "checkpoints" / "key").iterdir()] == ["training.npz"]
     assert train(splits, Checkpoint("key")) == undisturbed
+
+
+def test_so_does_a_training_on_changed_images(splits, home):
+    with pytest.raises(KilledError):
+        train(splits, KilledAfter("key", 1), COMPACT)
+    assert train(splits, Checkpoint("key"), COMPACT) == train(splits, Checkpoint(None), COMPACT)
 
 
 def test_a_spoilt_checkpoint_is_said_and_not_used(splits, undisturbed, home, caplog):

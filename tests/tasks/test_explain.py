@@ -37,7 +37,7 @@ def planted(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model(planted):
-    return train_model.fn(planted(), TrainParameters(epochs=3, precision="float32")).model
+    return train_model.fn(planted(), TrainParameters(epochs=3, batch_size=256, precision="float32")).model
 
 
 @pytest.fixture(scope="module")
@@ -104,8 +104,8 @@ def test_images_from_nowhere_are_atypical(model, planted):
 
     _, cases = explain(model, planted(plant))
     found = Counter(cases[place].cause for place in range(10) if place in cases)
-    assert sum(found.values()) >= 7
-    assert found["atypical"] == sum(found.values())
+    assert found["atypical"] >= 7
+    assert set(found) <= {"atypical", "ambiguous"}  # which is asked first
 
 
 def test_each_case_has_its_neighbours_and_its_status_against_the_champion(model, planted, training):

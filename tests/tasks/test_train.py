@@ -9,7 +9,17 @@ from pydantic import ValidationError
 from artifacts.dataset import load_test, load_train
 from artifacts.errors import DataError, ModelError
 from tasks.networks import NETWORKS, import_keras
-from tasks.train import TrainParameters, apply_temperature, fit_temperature, hold_out, train_model
+from tasks.train import (
+    PRESETS,
+    TrainParameters,
+    adam,
+    apply_temperature,
+    change,
+    fit_temperature,
+    hold_out,
+    one_hot,
+    train_model,
+)
 from tests.conftest import FAST
 
 
@@ -19,13 +29,27 @@ def test_baseline_is_the_seeds_network():
     assert [type(layer).__name__ for layer in network.layers] == [
         "Conv2D",
         "MaxPooling2D",
+        "ReLU",
         "Conv2D",
         "MaxPooling2D",
+        "ReLU",
         "Dropout",
         "Flatten",
         "Dense",
         "Dense",
     ]
+
+
+def test_the_saved_compact_model_is_the_fitted_one(dataset):
+    """Batch normalisation computes with what it learnt, also of an image alone."""
+    parameters = TrainParameters(preset="compact", epochs=10, batch_size=30, precision="float32", validation_share=0.1)
+    training = train_model.fn(dataset, parameters)
+    assert training.model.n_parameters == 158_338
+    model = import_keras().saving.load_model(training.model.keras.path, compile=False)
+    _, validation = hold_out(load_train(dataset), 0.1)
+    probabilities = np.concatenate([model.predict(image[np.newaxis], verbose=0) for image in validation.x])
+    assert (probabilities.argmax(axis=1) == validation.y).mean() == pytest.approx(training.history[-1].val_accuracy)
+    assert training.history[-1].val_accuracy > 0.5
 
 
 def test_the_record_says_what_was_trained(training):
@@ -34,6 +58,7 @@ def test_the_record_says_what_was_trained(training):
     assert [epoch.epoch for epoch in training.history] == [1]  # one batch, so no parts
     assert training.history[0].learning_rate > 0
     assert 0 < sum(epoch.seconds for epoch in training.history) <= training.fit_seconds
+    assert training.fit_cpu_seconds > 0
 
 
 def test_the_same_parameters_give_the_same_weights(dataset, training):
@@ -81,6 +106,56 @@ def test_parameters_are_bounded():
     for wrong in ({"epochs": 0}, {"network": "resnet"}, {"precision": "int8"}, {"optimizer": "sgd"}):
         with pytest.raises(ValidationError):
             TrainParameters.model_validate(wrong)
+
+
+def test_a_preset_fills_in_what_is_not_given():
+    assert TrainParameters(preset="fast") == TrainParameters()
+    for preset, recipe in PRESETS.items():
+        filled = TrainParameters.model_validate({"preset": preset, "seed": 7})
+        assert filled == TrainParameters(seed=7).model_copy(update={"preset": preset} | recipe)
+    assert TrainParameters(preset="seed", epochs=2) == TrainParameters(preset="seed").model_copy(update={"epochs": 2})
+    properties = TrainParameters.model_json_schema()["properties"]
+    assert [name for name, field in properties.items() if "default" in field] == ["preset"]  # what a form would send
+    for wrong in ("slow", ["fast"], None):
+        with pytest.raises(ValidationError, match="preset\n  Input should be 'fast', 'seed' or 'compact'"):
+            TrainParameters.model_validate({"preset": wrong})
+
+
+@pytest.mark.parametrize("schedule", ["constant", "falling"])
+def test_adam_does_what_keras_does(dataset, schedule):
+    """The same steps, but for float32's last digits."""
+    keras = import_keras()
+    parameters = TrainParameters()
+    rate = 0.01 if schedule == "constant" else keras.optimizers.schedules.ExponentialDecay(0.01, 5, 0.5)
+    split = load_train(dataset)
+    weights = []
+    for optimizer in (adam(parameters, rate), keras.optimizers.Adam(rate, parameters.beta_1, parameters.beta_2)):
+        keras.utils.set_random_seed(0)
+        model = keras.Sequential([keras.Input((28, 28, 1)), keras.layers.Flatten(), keras.layers.Dense(10, "softmax")])
+        model.compile(optimizer, loss="categorical_crossentropy")
+        before = model.get_weights()[0]
+        model.fit(split.x, one_hot(split.y), batch_size=20, epochs=2, shuffle=False, verbose=0)
+        weights.append(model.get_weights()[0])
+    assert np.abs(weights[0] - before).max() > 0.02
+    np.testing.assert_allclose(*weights, atol=1e-5)
+
+
+def test_changed_images_are_a_function_of_the_seed_and_keep_their_middle(dataset):
+    import tensorflow as tf
+
+    images = load_train(dataset).x
+    same, again, other = (change(images, 1, seed).numpy() for seed in ([0, 1], [0, 1], [0, 2]))
+    assert (same == again).all()
+    assert (same != other).any(axis=(1, 2, 3)).all()
+    assert same.shape == images.shape
+    assert 0 <= same.min() <= same.max() <= 1
+    np.testing.assert_allclose(change(images, 0, [0, 1]), images, atol=1e-5)
+    # A dot in the middle moves by the shift alone, two pixels and what scaling adds: any way, so not in the mean.
+    dots = tf.constant(np.pad(np.ones((2000, 2, 2, 1), np.float32), [(0, 0), (13, 13), (13, 13), (0, 0)]))
+    mean = change(dots, 1, [0, 0]).numpy().mean(axis=0)[..., 0]
+    for along in (mean.sum(axis=0), mean.sum(axis=1)):
+        assert np.average(np.arange(28), weights=along) == pytest.approx(13.5, abs=0.1)
+        assert set(np.flatnonzero(along)) == set(range(10, 18))
 
 
 def test_a_training_that_diverges_is_said_in_one_line(dataset, training, monkeypatch):

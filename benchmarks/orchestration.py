@@ -37,7 +37,7 @@ MILESTONES = {
     "validate": r"'validate-.*Finished",
     "check-labels": r"'check-labels-.*Finished",
     "TensorFlow ready, the network built": r"training baseline",
-    "the first half epoch": r"epoch 0\.50",
+    "the first half of the training": r"epoch \d\.\d\d of",
 }
 
 
@@ -116,11 +116,11 @@ def running_server(home: str) -> Iterator[str]:
 
 
 def setup(repeats: int) -> list[Row]:
-    """`make train` in fresh clones, with empty package caches, to the first half epoch; tells each stage's seconds."""
-    return list(alternate({"make train in a fresh clone": to_the_first_half_epoch}, repeats).values())
+    """`make train` in fresh clones, with empty package caches, to the first validation; tells each stage's seconds."""
+    return list(alternate({"make train in a fresh clone": to_the_first_validation}, repeats).values())
 
 
-def to_the_first_half_epoch() -> Cost:
+def to_the_first_validation() -> Cost:
     """Clone, set up and start; interrupted when the training goes."""
     with tempfile.TemporaryDirectory() as folder:
         checkout = Path(folder) / "checkout"

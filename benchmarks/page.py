@@ -163,7 +163,7 @@ def cached(rows: list[Row], folder: Path) -> str:
 
 
 def setup(rows: list[Row], folder: Path) -> str:
-    """From a fresh clone to the first half epoch, by stage."""
+    """From a fresh clone to the first validation, by stage."""
     del folder
     (row,) = rows
     stages = [*row.costs[0].told]

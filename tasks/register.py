@@ -209,10 +209,9 @@ def _experiment(client: "MlflowClient") -> str:
     found = client.get_experiment_by_name(REGISTERED_MODEL)
     if found is not None:
         return str(found.experiment_id)
-    settings = Settings()
-    # The embedded database would put files below the current folder; a server has a place of its own.
-    embedded = settings.tracking_uri.startswith("sqlite:")
-    location = (settings.home / "mlflow" / "artifacts").as_uri() if embedded else None
+    # A database alone would have its files below the current folder; a server has a place of its own.
+    scheme, _, database = Settings().tracking_uri.partition(":///")
+    location = (Path(database).resolve().parent / "artifacts").as_uri() if scheme == "sqlite" else None
     return client.create_experiment(REGISTERED_MODEL, artifact_location=location)
 
 

@@ -80,7 +80,9 @@ class TrainParameters(BaseModel):
         description="The network's name, a function of tasks/networks.py.",
         json_schema_extra={"enum": list(NETWORKS)},
     )
-    epochs: int = Field(default=1, ge=1, le=1000, description="Passes over the training images.")
+    epochs: float = Field(
+        default=1.25, ge=0.01, le=1000, description="Passes over the training images; a part of one will do."
+    )
     batch_size: int = Field(default=192, ge=1, le=10_000, description="Images a step; a rest of an epoch is left out.")
     schedule: Literal["one-cycle", "constant"] = Field(
         default="one-cycle", description="The learning rate rises to a peak and falls to nearly nothing, or stays."
@@ -244,10 +246,9 @@ def fit(
     """
     import keras
 
-    steps_per_epoch = max(1, len(train.y) // parameters.batch_size)
-    parts = min(parameters.validations_per_epoch, steps_per_epoch)
-    steps_per_part = steps_per_epoch // parts
-    n_parts = parts * parameters.epochs
+    n_steps = max(1, round(max(1, len(train.y) // parameters.batch_size) * parameters.epochs))
+    n_parts = min(max(1, round(parameters.validations_per_epoch * parameters.epochs)), n_steps)
+    steps_per_part = n_steps // n_parts
     log, progress = run_logger(), Progress()
     history: list[Epoch] = []
 
@@ -265,14 +266,14 @@ def fit(
             left = (time.perf_counter() - self.began) * (1 - done) / (done - begun)
             progress.show(
                 done,
-                f"epoch {done * parameters.epochs:.2f} of {parameters.epochs}, "
+                f"epoch {done * parameters.epochs:.2f} of {parameters.epochs:g}, "
                 f"accuracy {logs['categorical_accuracy']:.4f}, about {left:.0f} s left",
             )
 
         def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
             now = time.perf_counter()
             record = Epoch(
-                epoch=(epoch + 1) / parts,
+                epoch=(epoch + 1) / n_parts * parameters.epochs,
                 loss=logs["loss"],
                 accuracy=logs["categorical_accuracy"],
                 val_loss=logs["val_loss"],
@@ -285,7 +286,7 @@ def fit(
             checkpoint.save(self.model, history)
             left = (n_parts - len(history)) * sum(past.seconds for past in history) / len(history)
             log.info(
-                f"epoch {record.epoch:.2f} of {parameters.epochs}: loss {record.loss:.4f}, "
+                f"epoch {record.epoch:.2f} of {parameters.epochs:g}: loss {record.loss:.4f}, "
                 f"accuracy {record.accuracy:.4f}, val_loss {record.val_loss:.4f}, "
                 f"val_accuracy {record.val_accuracy:.4f}; about {left:.0f} s left"
             )
@@ -297,7 +298,7 @@ def fit(
     )
     log.info(
         f"training {parameters.network}, {model.count_params():,} parameters, on {len(train.y):,} images "
-        f"for {parameters.epochs} {'epoch' if parameters.epochs == 1 else 'epochs'} in {model.dtype_policy.name}"
+        f"for {parameters.epochs:g} {'epoch' if parameters.epochs == 1 else 'epochs'} in {model.dtype_policy.name}"
     )
     history.extend(checkpoint.restore(model))
     begun = len(history) / n_parts
@@ -366,7 +367,7 @@ def batches(train: Split, parameters: TrainParameters, skip: int = 0) -> Any:
     order = np.concatenate(
         [
             np.random.default_rng([parameters.seed, epoch]).permutation(len(train.y))[:used]
-            for epoch in range(parameters.epochs)
+            for epoch in range(math.ceil(parameters.epochs))
         ]
     )
     x, y = tf.constant(train.x), tf.constant(labels)

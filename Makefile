@@ -4,7 +4,7 @@ BIN := .venv/bin
 export REASON VERSION
 ARGS ?=
 
-.PHONY: help train score history rollback promote reproduce gc up down test chaos soak audit check lock
+.PHONY: help train score history rollback promote reproduce gc up down test chaos soak bench audit check lock
 .DEFAULT_GOAL := help
 
 help: ## Say what there is.
@@ -45,6 +45,9 @@ chaos: .venv/synced ## Inject every fault, many times over, and print what came 
 
 soak: .venv/synced ## Run the pipeline 200 times in a row, and print what grew; takes an hour or more.
 	$(BIN)/python -m pytest tests/faults/test_soak.py -m slow -s $(ARGS)
+
+bench: .venv/synced ## Measure what a run costs beside a notebook and plain Python: ARGS="--parts training --repeats 1"
+	$(BIN)/python -m benchmarks $(ARGS)
 
 audit: .venv/synced ## Look for known vulnerabilities of the locked packages; asks the package index.
 	$(BIN)/uvx pip-audit --strict --disable-pip --require-hashes -r requirements.lock $(ARGS)

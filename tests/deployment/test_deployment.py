@@ -88,7 +88,7 @@ def test_a_bad_value_is_refused_when_the_run_is_created(deployed):
     result = start(deployed, {"train": {"epochs": 0}}, "refused", check=False)
     assert result.returncode != 0
     assert "'train.epochs'" in result.stdout
-    assert "0 is less than the minimum of 1" in result.stdout
+    assert "0 is less than the minimum of 0.01" in result.stdout
 
 
 def test_bad_data_fail_with_the_reason_on_the_page(deployed, sample_parameters, tmp_path):

@@ -93,9 +93,10 @@ def mounted(folder: Path, size: str):
 @pytest.fixture
 def disk(tmp_path, monkeypatch):
     """A small disk of its own as MNIST_HOME, with the store of the session's sample and model."""
-    before = Settings().home
-    with mounted(tmp_path / "disk", "200m") as folder:
-        shutil.copytree(before / "store", folder / "store") if (before / "store").exists() else None
+    store = Settings().home / "store"
+    used = sum(file.stat().st_size for file in store.rglob("*") if file.is_file())  # by all tests of this session
+    with mounted(tmp_path / "disk", f"{used + 200_000_000}") as folder:
+        shutil.copytree(store, folder / "store") if store.exists() else None
         monkeypatch.setenv("MNIST_HOME", str(folder))
         yield folder
 

@@ -70,8 +70,8 @@ def test_it_ends_with_a_summary_and_the_next_run_needs_no_heavy_library(start, f
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--train.epochs=0"], "error: --train.epochs 0: Input should be greater than or equal to 1"),
-        (["--train.epochs=many"], "error: --train.epochs many: Input should be a valid integer"),
+        (["--train.epochs=0"], "error: --train.epochs 0: Input should be greater than or equal to 0.01"),
+        (["--train.epochs=many"], "error: --train.epochs many: Input should be a valid number"),
         (["--train.network=resnet"], "no network is called 'resnet'; there are baseline"),
         (["--ingest.source=path"], "error: --ingest: Value error, `path` names a file or folder if"),
         (["--trian.epochs=1"], "unrecognized arguments: --trian.epochs=1; `--help` lists the flags"),

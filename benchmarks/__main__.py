@@ -1,6 +1,7 @@
 """`make bench`: measure what was asked for, and write it to benchmarks/results/ as JSON, tables and figures."""
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
@@ -10,7 +11,7 @@ from pydantic_settings import BaseSettings, CliApp
 
 from artifacts.settings import CHECKOUT
 from benchmarks import growth, orchestration, page, training
-from benchmarks.measure import Row, machine, mean_load
+from benchmarks.measure import Row, machine
 
 RESULTS = CHECKOUT / "benchmarks" / "results"
 Part = Literal["training", "presets", "cold", "cached", "setup", "growth"]
@@ -36,7 +37,7 @@ class Bench(BaseSettings):
     def cli_cmd(self) -> None:
         """Measure part after part; each is written as soon as it is there."""
         for part in self.parts:
-            load = mean_load()
+            load = os.getloadavg()[0]  # a figure from a busy machine says so
             print(f"{part} (load before: {load:.1f})", flush=True)
             rows: Iterable[Row] = PARTS[part](self.repeats)
             content = {

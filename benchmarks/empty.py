@@ -3,13 +3,9 @@
 Started as `make train` starts a run: the same settings, and the server that runs, else one of its own.
 """
 
-import os
-from pathlib import Path
+from flows.environment import prepare, server
 
-from flows.environment import environment, server
-
-os.environ |= environment()
-Path(os.environ["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)
+prepare()
 
 
 def main() -> None:

@@ -4,23 +4,21 @@
 """
 
 import json
-import os
 import sys
-from pathlib import Path
 
-from flows.environment import environment, server
+from flows.environment import prepare, server
 
-os.environ |= environment()
-Path(os.environ["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)
+prepare()
 
 from prefect import flow
 
+from tasks.caching import SERIALIZER
 from tasks.evaluate import evaluate_model
 from tasks.ingest import IngestParameters, ingest_data
 from tasks.train import TrainParameters, train_model
 
 
-@flow(result_serializer="json")
+@flow(result_serializer=SERIALIZER)
 def fit(parameters: TrainParameters) -> dict[str, float]:
     """Train; the wall and CPU seconds of the fit, and how many images are wrong, of the validation and the test set."""
     dataset = ingest_data(IngestParameters())

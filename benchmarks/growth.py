@@ -36,7 +36,7 @@ def growth(repeats: int) -> list[Row]:
         def times(k: int) -> Callable[[], Cost]:
             return lambda: measure("-m", "benchmarks.growth", folder, str(k), MNIST_HOME=f"{folder}/home")
 
-        return list(alternate({f"{k} × MNIST": times(k) for k in TIMES}, repeats).values())
+        return alternate({f"{k} × MNIST": times(k) for k in TIMES}, repeats)
 
 
 def shifted(k: int) -> dict[str, np.ndarray[Any, Any]]:

@@ -48,19 +48,26 @@ class Row(BaseModel):
         return statistics.median(cost.told[what] if what in cost.told else getattr(cost, what) for cost in self.costs)
 
 
+def without_settings(**variables: str) -> dict[str, str]:
+    """The caller's environment without its settings, and with these variables."""
+    ours = ("MNIST_", "PREFECT_", "MLFLOW_")
+    return {name: value for name, value in os.environ.items() if not name.startswith(ours)} | variables
+
+
 def measure(*arguments: str | Path, **variables: str) -> Cost:
     """Run a Python command in the checkout to its end, with these variables instead of the caller's settings.
 
     Raises:
         RuntimeError: Raised if it fails; with what it printed.
     """
-    environment = {
-        name: value for name, value in os.environ.items() if not name.startswith(("MNIST_", "PREFECT_", "MLFLOW_"))
-    } | variables
     with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
         started = time.perf_counter()
         process = subprocess.Popen(
-            [sys.executable, *arguments], cwd=CHECKOUT, env=environment, stdout=output, stderr=errors
+            [sys.executable, *arguments],
+            cwd=CHECKOUT,
+            env=without_settings(**variables),
+            stdout=output,
+            stderr=errors,
         )
         _, status, usage = os.wait4(process.pid, 0)
         wall = time.perf_counter() - started
@@ -79,14 +86,14 @@ def measure(*arguments: str | Path, **variables: str) -> Cost:
     )
 
 
-def alternate(ways: Mapping[str, Callable[[], Cost]], repeats: int) -> dict[str, Row]:
+def alternate(ways: Mapping[str, Callable[[], Cost]], repeats: int) -> list[Row]:
     """Measure the ways in turn, `repeats` times over: what disturbs the machine disturbs all of them."""
-    rows = {name: Row(name=name, costs=[]) for name in ways}
+    rows = [Row(name=name, costs=[]) for name in ways]
     for repeat in range(repeats):
-        for name, way in ways.items():
+        for row, way in zip(rows, ways.values(), strict=True):
             cost = way()
-            rows[name].costs.append(cost)
-            print(f"  {repeat + 1}/{repeats}  {name:<44} {cost.wall:7.1f} s wall {cost.cpu:7.1f} CPU-s", flush=True)
+            row.costs.append(cost)
+            print(f"  {repeat + 1}/{repeats}  {row.name:<44} {cost.wall:7.1f} s wall {cost.cpu:7.1f} CPU-s", flush=True)
     return rows
 
 
@@ -101,8 +108,3 @@ def machine() -> dict[str, str]:
         "python": platform.python_version(),
         **{name: metadata.version(name) for name in LIBRARIES},
     }
-
-
-def mean_load() -> float:
-    """How many processes wanted to run in the last minute, on average: a figure from a busy machine says so."""
-    return os.getloadavg()[0]

@@ -15,14 +15,13 @@ from itertools import count
 from pathlib import Path
 
 from artifacts.settings import CHECKOUT
-from benchmarks.measure import Cost, Row, alternate, measure
+from benchmarks.measure import Cost, Row, alternate, measure, without_settings
 
 # A server as a run starts one, until its standard input ends.
 SERVE = """
-import os, sys
-from flows.environment import environment, temporary_server
-os.environ |= environment()
-os.makedirs(os.environ["PREFECT_HOME"], exist_ok=True)
+import sys
+from flows.environment import prepare, temporary_server
+prepare()
 with temporary_server() as (url, ready):
     ready()
     print(url, flush=True)
@@ -65,7 +64,7 @@ def cold(repeats: int) -> list[Row]:
             "plain script with a server": lambda: plain("--server"),
             "plain script without a server": plain,
         }
-        return list(alternate(ways, repeats).values())
+        return alternate(ways, repeats)
 
 
 def without_fit(cost: Cost, fit: float) -> Cost:
@@ -78,7 +77,7 @@ def cached(repeats: int) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         measure("-m", "flows", "train", MNIST_HOME=folder)
 
-        def ways(setting: str, **variables: str) -> dict[str, Row]:
+        def ways(setting: str, **variables: str) -> list[Row]:
             return alternate(
                 {
                     f"make train, cached, {setting}": lambda: measure(
@@ -89,9 +88,9 @@ def cached(repeats: int) -> list[Row]:
                 repeats,
             )
 
-        rows = list(ways("own server").values())
+        rows = ways("own server")
         with running_server(folder) as url:
-            rows += ways("running server", PREFECT_API_URL=url).values()
+            rows += ways("running server", PREFECT_API_URL=url)
         return rows
 
 
@@ -101,7 +100,7 @@ def running_server(home: str) -> Iterator[str]:
     process = subprocess.Popen(
         [sys.executable, "-c", SERVE],
         cwd=CHECKOUT,
-        env=os.environ | {"MNIST_HOME": home},
+        env=without_settings(MNIST_HOME=home),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -117,7 +116,7 @@ def running_server(home: str) -> Iterator[str]:
 
 def setup(repeats: int) -> list[Row]:
     """`make train` in fresh clones, with empty package caches, to the first validation; tells each stage's seconds."""
-    return list(alternate({"make train in a fresh clone": to_the_first_validation}, repeats).values())
+    return alternate({"make train in a fresh clone": to_the_first_validation}, repeats)
 
 
 def to_the_first_validation() -> Cost:
@@ -125,8 +124,7 @@ def to_the_first_validation() -> Cost:
     with tempfile.TemporaryDirectory() as folder:
         checkout = Path(folder) / "checkout"
         subprocess.run(["git", "clone", "--quiet", CHECKOUT, checkout], check=True)
-        environment = {name: value for name, value in os.environ.items() if not name.startswith(("MNIST_", "PREFECT_"))}
-        environment |= {"UV_CACHE_DIR": f"{folder}/uv", "PIP_CACHE_DIR": f"{folder}/pip", "PYTHONUNBUFFERED": "1"}
+        environment = without_settings(UV_CACHE_DIR=f"{folder}/uv", PIP_CACHE_DIR=f"{folder}/pip", PYTHONUNBUFFERED="1")
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         started = last = time.perf_counter()
         process = subprocess.Popen(

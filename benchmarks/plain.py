@@ -5,15 +5,12 @@ With `--server` it starts the same server and leaves the same artifacts there; w
 
 import argparse
 import json
-import os
 import sys
 from contextlib import nullcontext
-from pathlib import Path
 
-from flows.environment import environment, server
+from flows.environment import prepare, server
 
-os.environ |= environment()
-Path(os.environ["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)
+prepare()
 
 import tasks.publish
 from artifacts.records import Results

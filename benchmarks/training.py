@@ -15,12 +15,12 @@ def against_the_seed(repeats: int) -> list[Row]:
     precisions = ["bfloat16", "float32"] if has_bfloat16() else ["float32"]
     ways: dict[str, Callable[[], Cost]] = {"the seed, five epochs": lambda: measure("-m", "benchmarks.seed")}
     ways |= {f"make train, {precision}": training(precision=precision) for precision in precisions}
-    return list(alternate(ways, repeats).values())
+    return alternate(ways, repeats)
 
 
 def presets(repeats: int) -> list[Row]:
     """Each preset, in the arithmetic that it chooses itself."""
-    return list(alternate({preset: training(preset=preset) for preset in PRESETS}, repeats).values())
+    return alternate({preset: training(preset=preset) for preset in PRESETS}, repeats)
 
 
 def training(**parameters: Any) -> Callable[[], Cost]:

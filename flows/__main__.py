@@ -1,12 +1,10 @@
 """`python -m flows COMMAND`: what make calls. Every parameter of a command's flow is a flag."""
 
 import inspect
-import os
 import signal
 import sys
 from contextlib import nullcontext
 from importlib import import_module
-from pathlib import Path
 from typing import Any, NoReturn
 
 COMMANDS = {
@@ -35,11 +33,9 @@ def main() -> int:
         print(f"error: {command or 'nothing'} is no command; there are {', '.join(COMMANDS)}, history", file=sys.stderr)
         return 2
     # Imports take seconds: here a Ctrl-C is met as anywhere else.
-    from flows.environment import environment, prepare_home, server
+    from flows.environment import prepare, server
 
-    os.environ.update(environment())
-    prepare_home()
-    Path(os.environ["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)
+    prepare()
     if command == "history":
         return print_history()
     module, name = COMMANDS[command].split(":")
@@ -127,10 +123,6 @@ if __name__ == "__main__":
         print("interrupted; the finished steps are kept, and the next run reuses them", file=sys.stderr)
         sys.exit(130)  # as a shell says it
     except Exception as error:
-        from tasks.faults import explain
+        from flows.environment import fail
 
-        clear = explain(error)
-        if clear is None:
-            raise
-        print(f"error: {clear}", file=sys.stderr)
-        sys.exit(1)
+        fail(error)

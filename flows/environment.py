@@ -9,13 +9,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.client import HTTPException
+from typing import NoReturn
 from urllib.request import urlopen
 
 from dotenv import dotenv_values
 
 from artifacts.errors import MnistError
 from artifacts.settings import CHECKOUT, Settings
-from tasks.faults import check_prefect, check_registry
+from tasks.faults import check_prefect, check_registry, explain
 
 
 def environment() -> dict[str, str]:
@@ -37,16 +38,18 @@ def environment() -> dict[str, str]:
     return {name: os.environ.get(name, value) for name, value in defaults.items()}
 
 
-def prepare_home() -> None:
-    """Make ``MNIST_HOME``, and see before anything starts that it can be written, and that no database is damaged.
+def prepare() -> None:
+    """Set the environment, before Prefect is imported; make ``MNIST_HOME``, and see that it can be used.
 
     Raises:
         OSError: Raised if it can't be written, or its disk is full.
         StoreError: Raised if a database is damaged.
     """
     os.umask(os.umask(0o077) | 0o022)  # whatever the user's: nobody else may write what is made here
+    os.environ.update(environment())
     settings = Settings()
-    (settings.home / "prefect").mkdir(parents=True, exist_ok=True)
+    for folder in (settings.home / "prefect", settings.prefect_database.parent):
+        folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=settings.home) as probe:
         probe.write(bytes(1_000_000))
     check_prefect(settings)
@@ -115,6 +118,15 @@ def temporary_server() -> Iterator[tuple[str, Callable[[], None]]]:
     finally:
         process.terminate()
         process.wait()
+
+
+def fail(error: Exception) -> NoReturn:
+    """End a command with the one line that there is for an error, and the exit code 1; a defect keeps its traceback."""
+    clear = explain(error)
+    if clear is None:
+        raise error
+    print(f"error: {clear}", file=sys.stderr)
+    sys.exit(1)
 
 
 def answers(url: str) -> bool:

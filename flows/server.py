@@ -13,8 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from artifacts.settings import CHECKOUT, Settings
-from flows.environment import environment, prepare_home
-from tasks.faults import explain
+from flows.environment import environment, fail, prepare
 
 BIN = Path(sys.executable).parent
 # Where Prefect and our settings look: with it any `prefect …` in the checkout just works.
@@ -32,7 +31,7 @@ def up() -> int:
         Exception: Raised if ``MNIST_HOME`` can't be used; `tasks.faults.explain` has a line for it.
     """
     settings = Settings()
-    prepare_home()
+    prepare()
     folder = settings.home / "server"
     folder.mkdir(exist_ok=True)
     servers = {"server": settings.prefect_port, "reports": settings.report_port}
@@ -250,8 +249,4 @@ if __name__ == "__main__":
     try:
         sys.exit({"up": up, "down": down}[sys.argv[1]]())
     except Exception as error:
-        clear = explain(error)
-        if clear is None:
-            raise
-        print(f"error: {clear}", file=sys.stderr)
-        sys.exit(1)
+        fail(error)

@@ -12,14 +12,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import prefect.runtime
 from prefect import task
-from prefect.cache_policies import NO_CACHE
 
 from artifacts.dataset import load_test, read_array
 from artifacts.records import AliasMove, Dataset, Evaluation, Lineage, Registration, Training, Verdict, Version
 from artifacts.settings import Settings
 from tasks.caching import digest_code, origin
 from tasks.drift import profile
-from tasks.faults import may_pass
 from tasks.logs import run_logger
 from tasks.networks import load_model
 from tasks.rebuild import made_by_this_process
@@ -31,6 +29,7 @@ from tasks.registry import (
     LINEAGE,
     MODEL_FILES,
     NOT_REPRODUCIBLE,
+    OF_THE_REGISTRY,
     PATCH,
     PROFILE,
     REGISTERED_MODEL,
@@ -51,14 +50,7 @@ N_GOLDEN = 100
 MAX_PATCH_BYTES = 5_000_000
 
 
-@task(
-    name="register",
-    cache_policy=NO_CACHE,
-    retries=3,
-    retry_delay_seconds=[1, 5, 25],
-    retry_jitter_factor=0.5,
-    retry_condition_fn=may_pass,
-)
+@task(name="register", **OF_THE_REGISTRY)
 def register_model(dataset: Dataset, training: Training, evaluation: Evaluation, verdict: Verdict) -> Registration:
     """Register the model, unless a version with the same weights, data and code exists, and do as the gate said.
 

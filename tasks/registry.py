@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import prefect.runtime
 from filelock import FileLock
@@ -31,6 +31,14 @@ CHAMPION, CHALLENGER = "champion", "challenger"
 # MLflow keeps no history of its aliases: each move is a tag of the registered model, numbered, never changed.
 HISTORY = "history."
 N_SHOWN = 50
+# Of a task that asks or changes the registry: a database that is locked, or a server that is away, may come back.
+OF_THE_REGISTRY: dict[str, Any] = {
+    "cache_policy": NO_CACHE,
+    "retries": 3,
+    "retry_delay_seconds": [1, 5, 25],
+    "retry_jitter_factor": 0.5,
+    "retry_condition_fn": may_pass,
+}
 # Where a version's MLflow run keeps the files of `Model`.
 MODEL_FILES = {"keras": "model/data/model.keras", "h5": "model.h5"}
 # And some test images with the probabilities that the evaluation had for them, to try the model by, years later.
@@ -62,14 +70,7 @@ def exclusive() -> FileLock:
     return file_lock("registry")
 
 
-@task(
-    name="find-champion",
-    cache_policy=NO_CACHE,
-    retries=3,
-    retry_delay_seconds=[1, 5, 25],
-    retry_jitter_factor=0.5,
-    retry_condition_fn=may_pass,
-)
+@task(name="find-champion", **OF_THE_REGISTRY)
 def find_champion() -> Version | None:
     """The registry's champion, if there is one."""
     return version_by_alias(connect(), CHAMPION)

@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ os.environ |= {
 }
 
 import http.server  # noqa: E402
+import json  # noqa: E402
 import shutil  # noqa: E402
 import subprocess  # noqa: E402
 import threading  # noqa: E402
@@ -182,6 +183,11 @@ def serve() -> Iterator[Any]:
     for server in servers:
         server.shutdown()
         server.server_close()
+
+
+def as_flags(parameters: Mapping[str, Any]) -> list[str]:
+    """Parameters, as JSON has them, as the command line takes them."""
+    return [f"--{name}={json.dumps(value)}" for name, value in parameters.items()]
 
 
 @pytest.fixture(scope="session")

@@ -30,7 +30,7 @@ def screenshots(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def ui(browser: Browser, deployed: Deployed) -> Iterator[Page]:  # noqa: F811
     """A page of the Prefect UI, signed in."""
     page = browser.new_context(viewport={"width": 1300, "height": 1000}, device_scale_factor=2).new_page()

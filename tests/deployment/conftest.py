@@ -5,7 +5,6 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,6 +43,14 @@ class Deployed:
         """Run Python code in the checkout; it finds the server as any client does, and prints an answer."""
         return self.run(sys.executable, "-c", code, *arguments).stdout
 
+    def load_champion(self) -> str:
+        """Load the champion in a process of its own; its number of parameters."""
+        loaded = self.python(
+            "import mlflow; from artifacts.settings import Settings; mlflow.set_tracking_uri(Settings().tracking_uri);"
+            "print(mlflow.keras.load_model('models:/mnist@champion').count_params())"
+        )
+        return loaded.split()[-1]
+
     def processes(self) -> list[str]:
         """The command lines of all processes that belong to this copy."""
         found = []
@@ -65,8 +72,10 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def make_checkout(folder: Path, copy_checkout: Callable[[Path], Path]) -> Deployed:
-    """Copy the checkout into a folder; nothing runs in it."""
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory, copy_checkout: Callable[[Path], Path]) -> Deployed:
+    """A copy of the checkout, in which nothing runs, for one file of tests."""
+    folder = tmp_path_factory.mktemp("deployed")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "MNIST_"))}
     environment |= {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
@@ -78,8 +87,8 @@ def make_checkout(folder: Path, copy_checkout: Callable[[Path], Path]) -> Deploy
     return Deployed(copy_checkout(folder / "checkout"), folder / "home", environment, port)
 
 
-@contextmanager
-def made_up(checkout: Deployed) -> Iterator[Deployed]:
+@pytest.fixture(scope="module")
+def deployed(checkout: Deployed) -> Iterator[Deployed]:
     """The copy after `make up`; `make down` ends it."""
     # A shell needs no variable then: `.env` has them.
     user = {name: value for name, value in checkout.environment.items() if not name.startswith("MNIST_")}
@@ -89,16 +98,3 @@ def made_up(checkout: Deployed) -> Iterator[Deployed]:
     finally:
         checkout.run(sys.executable, "-m", "flows.server", "down")
     assert checkout.processes() == []
-
-
-@pytest.fixture(scope="session")
-def checkout(tmp_path_factory: pytest.TempPathFactory, copy_checkout: Callable[[Path], Path]) -> Deployed:
-    """A copy of the checkout in which nothing runs."""
-    return make_checkout(tmp_path_factory.mktemp("deployed"), copy_checkout)
-
-
-@pytest.fixture(scope="session")
-def deployed(checkout: Deployed) -> Iterator[Deployed]:
-    """The copy after `make up`."""
-    with made_up(checkout) as deployed:
-        yield deployed

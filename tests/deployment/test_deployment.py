@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from dotenv import dotenv_values
 
+from tests.conftest import as_flags
+
 READ_RUN = """
 import json
 from prefect.client.orchestration import get_client
@@ -65,11 +67,7 @@ def test_a_run_from_a_shell(deployed, run, sample_npz, tmp_path):
     assert "version 1 is the champion" in run["artifacts"]["summary"]
     assert (deployed.home / "runs" / run["id"] / "report.html").exists()
 
-    loaded = deployed.python(
-        "import mlflow; from artifacts.settings import Settings; mlflow.set_tracking_uri(Settings().tracking_uri);"
-        "print(mlflow.keras.load_model('models:/mnist@champion').count_params())"
-    )
-    assert loaded.split()[-1] == "3156098"
+    assert deployed.load_champion() == "3156098"
 
     flags = [f"--param=images={sample_npz}", f"--param=output={tmp_path / 'labels.csv'}"]
     deployed.run("prefect", "deployment", "run", "mnist-score/batch", "--watch", *flags)
@@ -78,7 +76,7 @@ def test_a_run_from_a_shell(deployed, run, sample_npz, tmp_path):
 
 def test_the_command_line_uses_the_same_server_and_store(deployed, sample_parameters):
     start(deployed, sample_parameters, "before-make-train")
-    flags = [f"--{key}={json.dumps(value)}" for key, value in sample_parameters.items()]
+    flags = as_flags(sample_parameters)
     result = deployed.run("python", "-m", "flows", "train", *flags)
     assert "temporary server" not in result.stderr
     assert result.stdout.count("reused from run") == 10

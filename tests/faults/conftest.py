@@ -1,30 +1,16 @@
 """Keeps what each injected fault came to; `make chaos` prints it as a table at the end."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Literal
 
 import pytest
 from _pytest.terminal import TerminalReporter
 
-from tests.deployment.conftest import Deployed, made_up, make_checkout
+from tests.deployment.conftest import checkout, deployed  # noqa: F401 - the fixtures
 
 Result = Literal["recovered", "clear error"]
 Came = Callable[[str, Result, float], None]
-
-
-@pytest.fixture(scope="module")
-def checkout(tmp_path_factory: pytest.TempPathFactory, copy_checkout: Callable[[Path], Path]) -> Deployed:
-    """A copy of the checkout, in which nothing runs, for one file of tests."""
-    return make_checkout(tmp_path_factory.mktemp("deployed"), copy_checkout)
-
-
-@pytest.fixture(scope="module")
-def deployed(checkout: Deployed) -> Iterator[Deployed]:
-    """The copy after `make up`."""
-    with made_up(checkout) as deployed:
-        yield deployed
 
 
 @pytest.fixture

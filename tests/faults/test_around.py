@@ -38,7 +38,7 @@ from tasks.robustness import measure_robustness
 from tasks.score import score
 from tasks.train import train_model
 from tasks.validate import validate_data
-from tests.conftest import FAST, TINY
+from tests.conftest import FAST, TINY, as_flags
 from tests.faults.full_disk import fill
 from tests.flows.conftest import run_flow, sample  # noqa: F401
 from tests.tasks.test_register import PROMOTE
@@ -347,7 +347,7 @@ def test_every_object_and_record_is_made_again(run_flow, sample, home, came):  #
 
 @pytest.fixture(scope="module")
 def flags(sample_parameters):
-    return [f"--{name}={json.dumps(value)}" for name, value in sample_parameters.items()]
+    return as_flags(sample_parameters)
 
 
 @pytest.fixture(scope="module")

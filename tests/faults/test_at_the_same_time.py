@@ -10,6 +10,7 @@ import pytest
 
 from artifacts.store import digest_file
 from tasks.registry import connect, history, version_by_number
+from tests.conftest import as_flags
 from tests.flows.test_train import FILES, STEPS
 
 # Whatever isn't shown to be worse becomes champion: the alias moves many times.
@@ -21,9 +22,8 @@ GENEROUS = {"minimum_accuracy": 0, "maximum_calibration_error": 1, "maximum_late
 
 
 def start(command, parameters=(), *, cwd=None, environment=None):
-    flags = [f"--{name}={json.dumps(value)}" for name, value in dict(parameters).items()]
     return subprocess.Popen(
-        [sys.executable, "-m", "flows", command, *flags],
+        [sys.executable, "-m", "flows", command, *as_flags(dict(parameters))],
         cwd=cwd,
         env=environment,
         stdout=subprocess.PIPE,

@@ -13,11 +13,8 @@ from shlex import join
 import pytest
 
 from artifacts.settings import CHECKOUT
+from tests.conftest import as_flags
 from tests.flows.test_train import FILES
-
-
-def flags(parameters):
-    return [f"--{name}={json.dumps(value)}" for name, value in parameters.items()]
 
 
 @pytest.fixture
@@ -37,7 +34,7 @@ def test_a_whole_run_needs_loopback_only_and_lets_nobody_write(environment, samp
     refused = subprocess.run([*alone, sys.executable, "-c", outside], check=False, capture_output=True, text=True)
     assert "Network is unreachable" in refused.stderr
     done = subprocess.run(
-        [*alone, sys.executable, "-m", "flows", "train", *flags(sample_parameters)],
+        [*alone, sys.executable, "-m", "flows", "train", *as_flags(sample_parameters)],
         cwd=CHECKOUT,
         env=environment,
         capture_output=True,
@@ -106,7 +103,7 @@ def test_nothing_of_it_calls_outside(checkout, sample_parameters, tmp_path, came
     control = traced(tmp_path, [sys.executable, "-c", calls])
     assert [address for address in control if is_outside(address)], control
 
-    given = join(flags(sample_parameters))
+    given = join(as_flags(sample_parameters))
     parameters = join(f"--param={name}={json.dumps(value)}" for name, value in sample_parameters.items())
     script = "set -e\n" + SESSION.format(flags=given, parameters=parameters)
     began = time.monotonic()

@@ -138,15 +138,6 @@ def supervised(deployed: Deployed, name: str) -> tuple[int, int]:
     return pytest.fail(f"no {name} is running")
 
 
-def load_champion(deployed: Deployed) -> None:
-    """In a process of its own."""
-    loaded = deployed.python(
-        "import mlflow; from artifacts.settings import Settings; mlflow.set_tracking_uri(Settings().tracking_uri);"
-        "print(mlflow.keras.load_model('models:/mnist@champion').count_params())"
-    )
-    assert loaded.split()[-1] == "3156098"
-
-
 def test_a_killed_run_goes_on_by_itself(deployed, start, came):
     run = start(1)
     process = run.process()
@@ -156,7 +147,7 @@ def test_a_killed_run_goes_on_by_itself(deployed, start, came):
     assert run.end(RESTART) == "Completed"
     came("the run's process, in its training", "recovered", time.time() - run.kills[-1])
     run.assert_whole()
-    load_champion(deployed)
+    assert deployed.load_champion() == "3156098"
 
 
 @pytest.fixture(scope="module")
@@ -191,7 +182,7 @@ def test_a_run_survives_kills_at_any_instant(deployed, start, came, undisturbed,
     for _ in run.kills:
         came("the run's process, at a random instant", "recovered", time.time() - run.kills[-1])
     run.assert_whole()
-    load_champion(deployed)
+    assert deployed.load_champion() == "3156098"
 
 
 @pytest.mark.slow
@@ -251,4 +242,4 @@ def test_a_run_survives_the_server(deployed, start, came, undisturbed, away, sha
 def test_gc_removes_what_killed_processes_were_writing(deployed, start):
     deployed.run(sys.executable, "-m", "flows", "gc", "--keep.days=0", "--apply")
     assert list((deployed.home / "store").glob(".writing-*")) == []
-    load_champion(deployed)
+    assert deployed.load_champion() == "3156098"

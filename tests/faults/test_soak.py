@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import as_flags
+
 N_RUNS = int(os.environ.get("SOAK_RUNS", "200"))
 EVERY = N_RUNS // 4  # a row of the table
 WARM_UP = 10
@@ -95,8 +97,7 @@ def test_two_hundred_runs_leave_only_what_is_new(deployed, sample_parameters):
             failed.append((number, done))
 
     def by_command_line(number):
-        flags = [f"--{name}={json.dumps(value)}" for name, value in parameters(number).items()]
-        done = deployed.run("python", "-m", "flows", "train", *flags, check=False)
+        done = deployed.run("python", "-m", "flows", "train", *as_flags(parameters(number)), check=False)
         if done.returncode:
             failed.append((number, done.stderr))
 

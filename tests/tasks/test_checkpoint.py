@@ -13,6 +13,7 @@ from artifacts.dataset import load_train
 from tasks.checkpoint import Checkpoint
 from tasks.networks import import_keras
 from tasks.train import TrainParameters, build, digest_weights, fit, hold_out
+from tests.conftest import as_flags
 
 # Six validations, within epochs too; dropout is on.
 PARAMETERS = TrainParameters(epochs=3, batch_size=16, precision="float32", validation_share=0.1)
@@ -86,7 +87,7 @@ def test_kill_9_while_it_trains(prefect_server, home, sample_parameters):
     from prefect.settings import PREFECT_API_URL
 
     parameters = sample_parameters | {"train": sample_parameters["train"] | {"epochs": 12, "batch_size": 16}}
-    flags = [f"--{name}={json.dumps(value)}" for name, value in parameters.items()]
+    flags = as_flags(parameters)
 
     def start():
         return subprocess.Popen(

@@ -45,6 +45,8 @@ def main() -> int:
         from prefect.exceptions import TerminationSignal
         from pydantic import ValidationError
 
+        from tasks.registry import import_mlflow
+
         function = getattr(import_module(module), name)
         try:
             parameters = parse(function.fn if isinstance(function, Flow) else function, command)
@@ -56,6 +58,7 @@ def main() -> int:
             return 2
         try:
             if ready:
+                import_mlflow()  # takes as long as the server's start
                 ready()
             result = function(**parameters)
         except TerminationSignal:  # within a run Prefect meets a SIGTERM, to mark it as crashed

@@ -24,7 +24,7 @@ import numpy.typing as npt
 from prefect import task
 from pydantic import TypeAdapter
 
-from artifacts.dataset import Images, Labels, load_test, load_train, read_array
+from artifacts.dataset import Images, Labels, load_test, read_array, scale
 from artifacts.records import (
     N_CLASSES,
     Case,
@@ -53,6 +53,8 @@ FAR = 0.99
 # Of images predicted right, to know what is far.
 N_REFERENCE = 1000
 N_SUSPECTS = 200
+# Training images whose features are in memory at a time: all of MNIST's.
+BLOCK = 60_000
 # A report with more pictures would be no help.
 N_PICTURED = 200
 
@@ -68,20 +70,20 @@ def explain_errors(model: Model, dataset: Dataset, evaluation: Evaluation, champ
     """Find the probable cause of each wrong prediction, with the evidence, and the nearest training images."""
     from cleanlab.rank import get_label_quality_scores
 
-    train, test = load_train(dataset), load_test(dataset)
+    x_train, y_train, test = read_array(dataset.x_train), read_array(dataset.y_train), load_test(dataset)
     probabilities = normalize(read_array(evaluation.probabilities))
     predictions = probabilities.argmax(axis=1)
     wrong = np.flatnonzero(predictions != test.y)
     right = np.flatnonzero(predictions == test.y)
     if len(right) > N_REFERENCE:
         right = np.random.default_rng(0).choice(right, N_REFERENCE, replace=False)
-    distances, neighbours = find_neighbours(model, train.x, np.concatenate([test.x[wrong], test.x[right]]))
+    distances, neighbours = find_neighbours(model, x_train, np.concatenate([test.x[wrong], test.x[right]]))
     quality = get_label_quality_scores(test.y.astype(int), probabilities, method="normalized_margin")
     found = find_causes(
         test.y[wrong],
         probabilities[wrong],
         quality[wrong],
-        train.y[neighbours[: len(wrong)]],
+        y_train[neighbours[: len(wrong)]],
         distances[: len(wrong)],
         distances[len(wrong) :],
     )
@@ -95,7 +97,7 @@ def explain_errors(model: Model, dataset: Dataset, evaluation: Evaluation, champ
             status=None if rival_right is None else "new" if rival_right[i] else "shared",
             guesses=tuple(Guess(label=k, probability=probabilities[i, k]) for k in np.argsort(-probabilities[i])[:3]),
             neighbours=tuple(
-                Neighbour(index=j, label=train.y[j], distance=max(0.0, distance))
+                Neighbour(index=j, label=y_train[j], distance=max(0.0, distance))
                 for j, distance in zip(neighbours[n][:N_SHOWN], distances[n][:N_SHOWN], strict=True)
             ),
         )
@@ -104,7 +106,7 @@ def explain_errors(model: Model, dataset: Dataset, evaluation: Evaluation, champ
     cases = most_instructive_first(cases)
     causes = Counter(case.cause for case in cases)
     run_logger().info(", ".join(f"{cause}: {causes[cause]}" for cause in CAUSES))
-    pictures = draw_cases(cases[:N_PICTURED], read_array(dataset.x_test), read_array(dataset.x_train))
+    pictures = draw_cases(cases[:N_PICTURED], read_array(dataset.x_test), x_train)
     return Explanation(
         causes={cause: causes[cause] for cause in CAUSES},
         cases=put_bytes(".json", TypeAdapter(list[Case]).dump_json(cases)),
@@ -114,13 +116,15 @@ def explain_errors(model: Model, dataset: Dataset, evaluation: Evaluation, champ
     )
 
 
-def find_neighbours(model: Model, train: Images, images: Images) -> tuple[Distances, npt.NDArray[np.intp]]:
+def find_neighbours(
+    model: Model, train: npt.NDArray[np.uint8], images: Images
+) -> tuple[Distances, npt.NDArray[np.intp]]:
     """Find the ten nearest training images of some images, by the cosine distance of their features.
 
     Args:
         model: The model whose features count.
-        train: The training images, float32 of shape ``(n_train, height, width, 1)``.
-        images: The images, like `train`, of shape ``(n, …)``.
+        train: The raw training images, of shape ``(n_train, height, width)``, at least ten.
+        images: The images, float32 of shape ``(n, height, width, 1)``, in 0–1.
 
     Returns:
         Distances in 0–2 and indices of training images, the nearest first, both of shape ``(n, 10)``.
@@ -128,13 +132,19 @@ def find_neighbours(model: Model, train: Images, images: Images) -> tuple[Distan
     keras = import_keras()
     from sklearn.neighbors import NearestNeighbors
 
+    distances, indices = np.empty((len(images), 0)), np.empty((len(images), 0), np.intp)
     network = load_model(model)
     features = keras.Model(network.inputs, network.layers[-1].input)
-    nearest = NearestNeighbors(n_neighbors=N_NEIGHBOURS, metric="cosine", algorithm="brute")
-    nearest.fit(features.predict(train, batch_size=1000, verbose=0))
-    if len(images) == 0:
-        return np.empty((0, N_NEIGHBOURS)), np.empty((0, N_NEIGHBOURS), np.intp)
-    distances, indices = nearest.kneighbors(features.predict(images, batch_size=1000, verbose=0))
+    of_images = features.predict(images, batch_size=1000, verbose=0)
+    for start in range(0, len(train), BLOCK):
+        block = scale(train[start : start + BLOCK])
+        nearest = NearestNeighbors(n_neighbors=min(N_NEIGHBOURS, len(block)), metric="cosine", algorithm="brute")
+        nearest.fit(features.predict(block, batch_size=1000, verbose=0))
+        further_distances, further_indices = nearest.kneighbors(of_images)
+        distances = np.concatenate([distances, further_distances], axis=1)
+        indices = np.concatenate([indices, start + further_indices], axis=1)
+        best = np.argsort(distances, axis=1, kind="stable")[:, :N_NEIGHBOURS]
+        distances, indices = np.take_along_axis(distances, best, 1), np.take_along_axis(indices, best, 1)
     return distances, indices
 
 

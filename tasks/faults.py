@@ -4,6 +4,7 @@ import errno
 import shutil
 import sqlite3
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from prefect import State, Task
     from prefect.client.schemas import TaskRun
 
+# Seconds. To look at all of a database takes seconds when it has a thousand runs, and each run would wait for it.
+MOMENT = 0.2
 # As SQLite says it, whichever library passes it on.
 DAMAGED = ("file is not a database", "database disk image is malformed", "malformed database schema")
 
@@ -39,6 +42,8 @@ def explain(error: BaseException) -> MnistError | None:
         or ("500 Internal Server Error" in said and shutil.disk_usage(where).free < 1_000_000)
     ):
         return StoreError(f"the disk of {where} is full; make room there and run again: finished steps are reused")
+    if "500 Internal Server Error" in said and (damage := find_damage(settings.prefect_database)):
+        return damaged_prefect(settings, damage)
     if errno.EROFS in numbers or "readonly database" in said:
         return StoreError(f"{settings.home} can't be written: it is read-only; make it writable, or set MNIST_HOME")
     if "database is locked" in said:
@@ -63,16 +68,21 @@ def may_pass(task: "Task[..., object]", task_run: "TaskRun", state: "State[objec
 
 
 def check_prefect(settings: Settings) -> None:
-    """See that Prefect's database is whole, or not there yet.
+    """See that Prefect's database is whole, as far as a moment tells, or not there yet.
 
     Raises:
         StoreError: Raised if it is damaged.
     """
-    if damage := find_damage(settings.prefect_database):
-        raise StoreError(
-            f"Prefect's database {settings.prefect_database} is damaged ({damage}); restore it from a backup, or move "
-            "it and its -wal and -shm away to begin with an empty one: what it holds is the history of runs, not models"
-        )
+    if damage := find_damage(settings.prefect_database, within=MOMENT):
+        raise damaged_prefect(settings, damage)
+
+
+def damaged_prefect(settings: Settings, damage: str) -> StoreError:
+    """What to do about a damaged database of Prefect's."""
+    return StoreError(
+        f"Prefect's database {settings.prefect_database} is damaged ({damage}); restore it from a backup, or move "
+        "it and its -wal and -shm away to begin with an empty one: what it holds is the history of runs, not models"
+    )
 
 
 def check_registry(settings: Settings) -> None:
@@ -102,11 +112,13 @@ def damaged_registry(settings: Settings, damage: str) -> StoreError:
     )
 
 
-def find_damage(database: Path) -> str | None:
-    """What SQLite finds wrong with a file; none if it is whole, missing, or locked by another process."""
+def find_damage(database: Path, within: float = float("inf")) -> str | None:
+    """What SQLite finds wrong with a file in so many seconds; none if it is whole, missing, or locked by another."""
     if not database.exists():
         return None
+    deadline = time.monotonic() + within
     with closing(sqlite3.connect(database, timeout=0)) as connection:
+        connection.set_progress_handler(lambda: time.monotonic() > deadline, 1000)
         try:
             found = str(connection.execute("PRAGMA quick_check(1)").fetchone()[0])
         except sqlite3.OperationalError:  # who needs it will say so

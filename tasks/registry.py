@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import prefect.runtime
@@ -51,18 +52,26 @@ PATCH = "uncommitted.patch"
 PROFILE = "profile.json"
 
 
-def connect() -> "MlflowClient":
-    """A client of the registry that the settings name; the embedded one is made if it isn't there yet."""
+def import_mlflow() -> ModuleType:
+    """Import MLflow and, of what it imports later, what takes long: a run does it while its server starts."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    from mlflow import MlflowClient
+    import mlflow
+    import mlflow.store.tracking.sqlalchemy_store
 
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # MLflow's own seven take minutes; tasks try again
+    return mlflow
+
+
+def connect() -> "MlflowClient":
+    """A client of the registry that the settings name; the embedded one is made if it isn't there yet."""
+    mlflow = import_mlflow()
     settings = Settings()
     check_registry(settings)
     (settings.home / "mlflow").mkdir(parents=True, exist_ok=True)
-    return MlflowClient(tracking_uri=settings.tracking_uri)
+    client: MlflowClient = mlflow.MlflowClient(tracking_uri=settings.tracking_uri)
+    return client
 
 
 def exclusive() -> FileLock:

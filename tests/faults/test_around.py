@@ -16,6 +16,7 @@ import time
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 from prefect.settings import get_current_settings
@@ -28,7 +29,7 @@ from tasks import ingest
 from tasks.checkpoint import Checkpoint
 from tasks.evaluate import evaluate_model
 from tasks.explain import explain_errors
-from tasks.faults import explain
+from tasks.faults import explain, find_damage
 from tasks.ingest import IngestParameters, ingest_data
 from tasks.labels import check_labels
 from tasks.promote import promote_version
@@ -269,6 +270,23 @@ def test_a_damaged_database_of_prefects_is_named_at_once(tmp_path, how, came):
     assert f"Prefect's database {file} is damaged (file is not a database)" in line
     assert "move it and its -wal and -shm away" in line
     assert file.read_bytes() == b"x" * 10_000  # never deleted for the user
+    came("Prefect's database damaged", "clear error", time.monotonic() - started)
+
+
+def test_damage_that_a_moment_does_not_find_is_named_when_the_server_fails(tmp_path, monkeypatch, came):
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
+    file = Settings().prefect_database
+    with closing(sqlite3.connect(file)) as database:
+        database.execute("CREATE TABLE run (id INTEGER PRIMARY KEY, name TEXT UNIQUE)")
+        database.executemany("INSERT INTO run (name) VALUES (?)", [(f"{n:0100}",) for n in range(100_000)])
+        database.commit()
+    started = time.monotonic()
+    content = bytearray(file.read_bytes())
+    content[-4096:] = os.urandom(4096)
+    file.write_bytes(content)
+    assert find_damage(file, within=0) is None
+    clear = error_of(lambda: httpx.Response(500, request=httpx.Request("GET", "http://x/api")).raise_for_status())
+    assert f"Prefect's database {file} is damaged (" in str(clear)
     came("Prefect's database damaged", "clear error", time.monotonic() - started)
 
 

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from pydantic import TypeAdapter
 
+import tasks.explain
 from artifacts.dataset import load_test, read_array, scale
 from artifacts.records import Case
 from tasks.evaluate import evaluate_model
-from tasks.explain import explain_errors, find_systematic_pairs, most_instructive_first
+from tasks.explain import explain_errors, find_neighbours, find_systematic_pairs, most_instructive_first
 from tasks.ingest import IngestParameters, ingest_data, package_file, read_package
 from tasks.networks import import_keras
 from tasks.train import TrainParameters, train_model
@@ -124,6 +125,16 @@ def test_each_case_has_its_neighbours_and_its_status_against_the_champion(model,
     first = CASES.validate_json(explanation.cases.read_bytes())[0]
     np.testing.assert_array_equal(images[0, 0], read_array(dataset.x_test)[first.index])
     np.testing.assert_array_equal(images[0, 1], read_array(dataset.x_train)[first.neighbours[0].index])
+
+
+def test_neighbours_are_the_same_in_whatever_blocks_they_are_looked_for(model, dataset, monkeypatch):
+    train, images = read_array(dataset.x_train), load_test(dataset).x[:20]
+    distances, indices = find_neighbours(model, train, images)
+    assert distances.shape == indices.shape == (20, 10)
+    monkeypatch.setattr(tasks.explain, "BLOCK", len(train) // 3)
+    distances_in_blocks, indices_in_blocks = find_neighbours(model, train, images)
+    np.testing.assert_array_equal(indices_in_blocks, indices)
+    np.testing.assert_allclose(distances_in_blocks, distances, atol=1e-6)
 
 
 def test_a_model_without_an_error_has_nothing_to_explain(training, evaluation, dataset):

@@ -273,18 +273,22 @@ def test_a_damaged_database_of_prefects_is_named_at_once(tmp_path, how, came):
     came("Prefect's database damaged", "clear error", time.monotonic() - started)
 
 
-def test_damage_that_a_moment_does_not_find_is_named_when_the_server_fails(tmp_path, monkeypatch, came):
+def test_damage_within_rows_is_named_when_the_server_fails(tmp_path, monkeypatch, came):
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
     file = Settings().prefect_database
     with closing(sqlite3.connect(file)) as database:
-        database.execute("CREATE TABLE run (id INTEGER PRIMARY KEY, name TEXT UNIQUE)")
-        database.executemany("INSERT INTO run (name) VALUES (?)", [(f"{n:0100}",) for n in range(100_000)])
+        database.execute("CREATE TABLE artifact (data TEXT)")
+        database.executemany("INSERT INTO artifact VALUES (?)", [("x" * 1_000_000,) for _ in range(3)])
         database.commit()
     started = time.monotonic()
     content = bytearray(file.read_bytes())
-    content[-4096:] = os.urandom(4096)
+    middle = len(content) // 4096 // 2 * 4096
+    content[middle : middle + 4] = b"\xff" * 4  # the page on which the row goes on
     file.write_bytes(content)
-    assert find_damage(file, within=0) is None
+    assert find_damage(file, rows_too=False) is None
+    file.write_bytes(content[: len(content) // 2])
+    assert find_damage(file, rows_too=False) == "database disk image is malformed"
+    file.write_bytes(content)
     clear = error_of(lambda: httpx.Response(500, request=httpx.Request("GET", "http://x/api")).raise_for_status())
     assert f"Prefect's database {file} is damaged (" in str(clear)
     came("Prefect's database damaged", "clear error", time.monotonic() - started)

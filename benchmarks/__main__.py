@@ -10,11 +10,11 @@ from pydantic import Field
 from pydantic_settings import BaseSettings, CliApp
 
 from artifacts.settings import CHECKOUT
-from benchmarks import growth, orchestration, page, training
+from benchmarks import growth, many, orchestration, page, training
 from benchmarks.measure import Row, machine
 
 RESULTS = CHECKOUT / "benchmarks" / "results"
-Part = Literal["training", "presets", "cold", "cached", "setup", "growth"]
+Part = Literal["training", "presets", "cold", "cached", "setup", "growth", "many"]
 PARTS: dict[Part, Callable[[int], Any]] = {
     "training": training.against_the_seed,
     "presets": training.presets,
@@ -22,6 +22,7 @@ PARTS: dict[Part, Callable[[int], Any]] = {
     "cached": orchestration.cached,
     "setup": orchestration.setup,
     "growth": growth.growth,
+    "many": many.many,
 }
 
 
@@ -30,7 +31,8 @@ class Bench(BaseSettings):
 
     parts: list[Part] = Field(
         default=["training", "cold", "cached", "setup", "growth"],
-        description="What to measure. `presets` trains each preset with three seeds, which takes hours.",
+        description="What to measure. `presets` trains each preset with three seeds, which takes hours; "
+        "`many` makes a thousand runs, which takes half of one.",
     )
     repeats: int = Field(default=3, ge=1, description="How often; the tables have the medians.")
 

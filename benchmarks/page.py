@@ -218,6 +218,24 @@ def growth(rows: list[Row], folder: Path) -> str:
     )
 
 
+def many(rows: list[Row], folder: Path) -> str:
+    """What takes how much longer in a store with a thousand runs."""
+    del folder
+    lines = []
+    for few, many in zip(rows[::2], rows[1::2], strict=True):
+        what = few.name.rpartition(", ")[0]
+        times = few.median("wall"), many.median("wall")
+        lines.append([what, *(f"{seconds:.2f}" for seconds in times), f"{times[1] / times[0]:.2f}"])
+    counts = [row.name.rpartition(", ")[2] for row in rows[:2]]
+    return "\n".join(
+        [
+            "## A thousand runs in the store\n",
+            "Wall seconds; of a page, until it is drawn in a browser.\n",
+            table(["", *counts, "ratio"], lines),
+        ]
+    )
+
+
 def bars(axes: Axes, rows: list[Row], what: dict[str, str]) -> None:
     """Draw a group of bars a row."""
     for n, ((label, number), color) in enumerate(zip(what.items(), (BLUE, VERMILION), strict=False)):
@@ -241,4 +259,5 @@ SECTIONS: dict[str, Callable[[list[Row], Path], str]] = {
     "cached": cached,
     "setup": setup,
     "growth": growth,
+    "many": many,
 }

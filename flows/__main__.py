@@ -97,7 +97,7 @@ def parse(function: Any, command: str) -> dict[str, Any]:
 
     class Command(BaseSettings):
         model_config = SettingsConfigDict(
-            cli_prog_name=f"make {command} ARGS=…", cli_exit_on_error=False, extra="forbid"
+            cli_prog_name=f"make {command} ARGS=…", cli_exit_on_error=False, cli_implicit_flags=True, extra="forbid"
         )
 
         @classmethod

@@ -187,7 +187,10 @@ def serve() -> Iterator[Any]:
 
 def as_flags(parameters: Mapping[str, Any]) -> list[str]:
     """Parameters, as JSON has them, as the command line takes them."""
-    return [f"--{name}={json.dumps(value)}" for name, value in parameters.items()]
+    return [
+        f"--{'' if value else 'no-'}{name}" if isinstance(value, bool) else f"--{name}={json.dumps(value)}"
+        for name, value in parameters.items()
+    ]
 
 
 @pytest.fixture(scope="session")

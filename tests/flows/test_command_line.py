@@ -13,6 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from flows.__main__ import parse
+from flows.gc import gc
+from flows.train import mnist
 from tasks.registry import connect
 from tests.deployment.conftest import Deployed
 from tests.flows.conftest import Run
@@ -179,3 +182,10 @@ def test_help_lists_every_parameter_with_its_description(start):
     for flag in ("--ingest.source", "--validation.n_train", "--train.epochs", "--gate.minimum_accuracy", "--refresh"):
         assert flag in output
     assert "Compute every step again" in output
+
+
+@pytest.mark.parametrize(("command", "flow", "flag"), [("train", mnist, "refresh"), ("gc", gc, "apply")])
+def test_what_is_on_or_off_is_a_flag_without_a_value(monkeypatch, command, flow, flag):
+    for given, expected in (([], False), ([f"--{flag}"], True), ([f"--no-{flag}"], False)):
+        monkeypatch.setattr("sys.argv", ["flows", command, *given])
+        assert parse(flow.fn, command)[flag] is expected

@@ -109,16 +109,21 @@ def reports() -> ASGIApp:
 
 
 def prefect() -> ASGIApp:
-    """Prefect's API and UI, as `prefect server start` serves them, but for two things.
+    """Prefect's API and UI, as `prefect server start` serves them, but for three things.
 
     Prefect looks for the token against cross-site requests before it looks who asks, so its answer to a stranger's POST
     would be 403. Here the token is looked for last, by the API, and a stranger gets 401 from every route.
 
-    And the UI asks an analytics service for its settings, whatever the server's settings say: browsers are told not to.
+    The UI asks an analytics service for its settings, whatever the server's settings say: browsers are told not to.
+
+    And whoever creates a work pool has the server ask GitHub which kinds there are. It has a copy of the answer, which it
+    takes if it can't ask.
     """
+    from prefect.server.api.collections import KNOWN_VIEWS
     from prefect.server.api.middleware import CsrfMiddleware
     from prefect.server.api.server import create_app
 
+    KNOWN_VIEWS.update(dict.fromkeys(KNOWN_VIEWS, "nowhere:"))
     app = create_app(final=True)
     csrf = next(m for m in app.user_middleware if m.cls is CsrfMiddleware)  # type: ignore[comparison-overlap]
     app.user_middleware.remove(csrf)

@@ -116,8 +116,8 @@ def prefect() -> ASGIApp:
 
     The UI asks an analytics service for its settings, whatever the server's settings say: browsers are told not to.
 
-    And whoever creates a work pool has the server ask GitHub which kinds there are. It has a copy of the answer, which it
-    takes if it can't ask.
+    And whoever creates a work pool has the server ask GitHub which kinds there are. It has a copy of the answer, which
+    it takes if it can't ask.
     """
     from prefect.server.api.collections import KNOWN_VIEWS
     from prefect.server.api.middleware import CsrfMiddleware

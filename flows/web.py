@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING
 
 from starlette.applications import Starlette
@@ -25,6 +26,7 @@ from flows.server import read_secret
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
+    from sqlalchemy.ext.asyncio import AsyncSession
 
 # A report brings its styles and pictures along. Whatever else gets into one loads nothing, and sends nothing anywhere.
 REPORT_HEADERS = {
@@ -109,20 +111,29 @@ def reports() -> ASGIApp:
 
 
 def prefect() -> ASGIApp:
-    """Prefect's API and UI, as `prefect server start` serves them, but for three things.
+    """Prefect's API and UI, as `prefect server start` serves them, but for four things.
 
     Prefect looks for the token against cross-site requests before it looks who asks, so its answer to a stranger's POST
     would be 403. Here the token is looked for last, by the API, and a stranger gets 401 from every route.
 
     The UI asks an analytics service for its settings, whatever the server's settings say: browsers are told not to.
 
-    And whoever creates a work pool has the server ask GitHub which kinds there are. It has a copy of the answer, which
-    it takes if it can't ask.
+    Whoever creates a work pool has the server ask GitHub which kinds there are. It has a copy of the answer, which it
+    takes if it can't ask.
+
+    And automations read before they write: if another request writes in between, SQLite calls its database locked. Here
+    they get hold of it first.
     """
     from prefect.server.api.collections import KNOWN_VIEWS
     from prefect.server.api.middleware import CsrfMiddleware
     from prefect.server.api.server import create_app
+    from prefect.server.database import provide_database_interface
+    from prefect.server.events import triggers
 
+    def session_of_automations(begin_transaction: bool = False) -> AbstractAsyncContextManager["AsyncSession"]:
+        return provide_database_interface().session_context(begin_transaction, with_for_update=begin_transaction)
+
+    triggers.automations_session = session_of_automations  # type: ignore[assignment, attr-defined]
     KNOWN_VIEWS.update(dict.fromkeys(KNOWN_VIEWS, "nowhere:"))
     app = create_app(final=True)
     csrf = next(m for m in app.user_middleware if m.cls is CsrfMiddleware)  # type: ignore[comparison-overlap]

@@ -179,4 +179,5 @@ def test_a_clean_up_between_runs_loses_nothing(deployed, its_home, sample_parame
     finish([start_in(deployed, "train", new)])
     (manifest,) = [m for folder, m in read_manifests(its_home).items() if folder not in before]
     states = {step["name"]: step["state"] for step in manifest["steps"]}
-    assert {states[step] for step in STEPS if step in states and step != "gate"} == {"reused"}
+    of_itself = STEPS[: STEPS.index("gate")]  # the others compare it with the champion, which it may be itself by now
+    assert {states[step] for step in of_itself} == {"reused"}

@@ -12,8 +12,10 @@ from pydantic_settings import BaseSettings, CliApp
 from artifacts.settings import CHECKOUT
 from benchmarks import growth, many, orchestration, page, training
 from benchmarks.measure import Row, machine
+from tasks.train import has_bfloat16
 
-RESULTS = CHECKOUT / "benchmarks" / "results"
+# By the arithmetic of the processor: figures of one kind are no measure of the other.
+RESULTS = CHECKOUT / "benchmarks" / "results" / ("bfloat16" if has_bfloat16() else "float32")
 Part = Literal["training", "presets", "cold", "cached", "setup", "growth", "many"]
 PARTS: dict[Part, Callable[[int], Any]] = {
     "training": training.against_the_seed,
@@ -27,7 +29,7 @@ PARTS: dict[Part, Callable[[int], Any]] = {
 
 
 class Bench(BaseSettings):
-    """Measure, side by side on this machine, what a run costs; the results go to benchmarks/results/."""
+    """Measure, side by side on this machine, what a run costs; the results go to benchmarks/results/, by its processor."""
 
     parts: list[Part] = Field(
         default=["training", "cold", "cached", "setup", "growth"],
@@ -49,7 +51,7 @@ class Bench(BaseSettings):
                 "machine": machine(),
                 "rows": [row.model_dump() for row in rows],
             }
-            RESULTS.mkdir(exist_ok=True)
+            RESULTS.mkdir(parents=True, exist_ok=True)
             (RESULTS / f"{part}.json").write_text(json.dumps(content, indent=1) + "\n")
             page.write(RESULTS)
         print(RESULTS / "README.md")

@@ -1,4 +1,4 @@
-"""The results as one page of tables and figures: benchmarks/results/README.md."""
+"""The results as one page of tables and figures: README.md in a folder of benchmarks/results/."""
 
 import json
 import statistics

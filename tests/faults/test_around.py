@@ -423,11 +423,11 @@ def test_the_disk_runs_full_at_a_step_of_a_run(ran, flags, step, left, came):
     changed = [f"--train.seed={STEPS.index(step) + left}"] if step in ("train", "register") else []
     arguments = ["train", *flags, *changed]
     if not changed:
-        # Of the first run, which had these parameters: the oldest comes last and counts.
-        manifests = sorted(ran.glob("runs/*/manifest.json"), key=lambda path: -path.stat().st_mtime)
-        keys = {s["name"]: s["key"] for m in manifests for s in json.loads(m.read_text()).get("steps", ()) if s["key"]}
-        if step in keys:
-            (ran / "results" / Key.model_validate(keys[step]).digest).unlink()
+        # Of whichever run: the champion, by which some results differ, may have changed in between.
+        for manifest in ran.glob("runs/*/manifest.json"):
+            for kept in json.loads(manifest.read_text()).get("steps", ()):
+                if kept["name"] == step and kept["key"]:
+                    (ran / "results" / Key.model_validate(kept["key"]).digest).unlink(missing_ok=True)
     done = command(ran, step, str(left), *arguments, python=("-m", "tests.faults.full_disk"))
     started = time.monotonic()
     try:

@@ -29,7 +29,7 @@ PARTS: dict[Part, Callable[[int], Any]] = {
 
 
 class Bench(BaseSettings):
-    """Measure, side by side on this machine, what a run costs; the results go to benchmarks/results/, by its processor."""
+    """Measure what a run costs, side by side on this machine; the results go to benchmarks/results/."""
 
     parts: list[Part] = Field(
         default=["training", "cold", "cached", "setup", "growth"],

@@ -3,6 +3,7 @@
 A setting never changes a result, so it is no part of a cache key. Settings are read when needed, never on import.
 """
 
+import functools
 import os
 from pathlib import Path
 
@@ -51,3 +52,14 @@ class Settings(BaseSettings):
     def tracking_uri(self) -> str:
         """The registry's address, which `mlflow_tracking_uri` may leave open."""
         return self.mlflow_tracking_uri or f"sqlite:///{self.home}/mlflow/mlflow.db"
+
+
+def home() -> Path:
+    """The root of everything that runs make; `Settings` say the same, but take milliseconds, and a run asks often."""
+    return _home(os.environ.get("MNIST_HOME"))
+
+
+@functools.lru_cache(maxsize=1)
+def _home(variable: str | None) -> Path:
+    del variable
+    return Settings().home

@@ -12,7 +12,7 @@ from typing import Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from artifacts.errors import StoreError
-from artifacts.settings import Settings
+from artifacts.settings import home
 
 
 class StoredFile(BaseModel):
@@ -32,7 +32,7 @@ class StoredFile(BaseModel):
     @property
     def path(self) -> Path:
         """Where the file lies; read it through `read_bytes` unless something checked it just before."""
-        return Settings().home / "store" / self.sha256[:2] / f"{self.sha256}{self.suffix}"
+        return home() / "store" / self.sha256[:2] / f"{self.sha256}{self.suffix}"
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -81,7 +81,7 @@ def put(suffix: str, write: Callable[[Path], object]) -> StoredFile:
     Returns:
         The reference. Equal bytes are stored once.
     """
-    store = Settings().home / "store"
+    store = home() / "store"
     store.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".writing-", dir=store) as folder:
         temporary = Path(folder) / f"file{suffix}"

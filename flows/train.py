@@ -1,5 +1,6 @@
 """The flow `mnist`: from the images to a registered model."""
 
+from contextlib import nullcontext
 from typing import Annotated
 
 from prefect import flow
@@ -43,7 +44,8 @@ def mnist(
         gate: What a model must show to become the champion.
         refresh: Compute every step again, whatever earlier runs left.
     """
-    with store_lock().read_lock(), temporary_settings({PREFECT_TASKS_REFRESH_CACHE: refresh}):
+    anew = temporary_settings({PREFECT_TASKS_REFRESH_CACHE: True}) if refresh else nullcontext()
+    with store_lock().read_lock(), anew:
         dataset = ingest_data(ingest)
         try:
             validated = validate_data(dataset, validation)

@@ -28,7 +28,7 @@ from pydantic_core import from_json
 
 from artifacts import records
 from artifacts.records import Key, Origin
-from artifacts.settings import Settings
+from artifacts.settings import home
 from tasks import sealed_json
 from tasks.revision import git_revision, working_tree
 
@@ -56,7 +56,7 @@ def store_lock() -> ReadWriteLock:
 
 
 def _locks() -> Path:
-    folder = Settings().home / "locks"
+    folder = home() / "locks"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
@@ -150,8 +150,7 @@ class StepCache(CachePolicy):
             step=step,
             inputs=dict(_digest_inputs(step, inputs)) | (self.reads(**inputs) if self.reads else {}),
             code=code_of(module),
-            libraries={"python": platform.python_version()}
-            | {name: importlib.metadata.version(name) for name in self.libraries},
+            libraries={"python": platform.python_version()} | {name: library_version(name) for name in self.libraries},
         )
 
     def compute_key(
@@ -210,6 +209,9 @@ def origin() -> Origin | None:
         revision=git_revision(),
         key=policy.key(task.name, task.fn.__module__, context.parameters) if isinstance(policy, StepCache) else None,
     )
+
+
+library_version = functools.cache(importlib.metadata.version)  # it parses all that a package says of itself
 
 
 def code_of(module: str) -> dict[str, str]:

@@ -14,7 +14,7 @@ from prefect.results import ResultRecord  # type: ignore[attr-defined]
 from pydantic import TypeAdapter
 
 from artifacts.records import Epoch
-from artifacts.settings import Settings
+from artifacts.settings import home
 from tasks.logs import run_logger
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def _variables(model: "keras.Model") -> "list[keras.Variable]":
 
 
 def _folder(key: str) -> Path:
-    return Settings().home / "checkpoints" / key
+    return home() / "checkpoints" / key
 
 
 def forget_checkpoint(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> None:

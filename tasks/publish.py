@@ -5,7 +5,6 @@ import io
 import json
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +19,9 @@ from pydantic import BaseModel
 from artifacts import report
 from artifacts.records import Epoch, Evaluation, Key, Results, RunSummary, StepRecord, Training, Validation, Version
 from artifacts.report import RunReport, Step
-from artifacts.settings import Settings
+from artifacts.settings import Settings, home
 from artifacts.store import write_atomically
-from tasks.caching import digest_code
+from tasks.caching import digest_code, library_version
 from tasks.logs import run_logger
 from tasks.revision import git_revision
 
@@ -81,7 +80,7 @@ def publish_run(parameters: dict[str, BaseModel], results: Results) -> RunSummar
         **{name: getattr(results, name) for name in Results.model_fields},
         code_digest=digest_code(code_of_all(records.values())),
         git_revision=git_revision(),
-        libraries={name: metadata.version(name) for name in LIBRARIES},
+        libraries={name: library_version(name) for name in LIBRARIES},
         steps=tuple(describe_step(name, record, folder.name, before.get(name)) for name, record in records.items()),
         links=links(folder.name, registration.version),
     )
@@ -142,7 +141,7 @@ def publish_validation(validation: Validation) -> None:
 
 def run_folder(flow_run_id: str) -> Path:
     """The folder of a run."""
-    return Settings().home / "runs" / flow_run_id
+    return home() / "runs" / flow_run_id
 
 
 def links(flow_run_id: str, version: Version) -> dict[str, str]:

@@ -4,7 +4,6 @@ It runs as ``python -m tasks.rebuild REGISTERED.json FOLDER [NPZ]``. The `make r
 so, and reads its ``FOLDER/rebuilt.json``: both have to stay as they are.
 """
 
-import importlib.metadata
 import logging
 import platform
 import sys
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from artifacts.records import Dataset, Evaluation, Lineage, Training
-from tasks.caching import StepCache, code_of
+from tasks.caching import StepCache, code_of, library_version
 from tasks.evaluate import evaluate_model
 from tasks.ingest import IngestParameters, ingest_data
 from tasks.train import TrainParameters, train_model
@@ -32,7 +31,7 @@ def made_by_this_process(dataset: Dataset, training: Training, evaluation: Evalu
         "n_validation": training.n_validation,
         "code": code_of("tasks.train") | code_of("tasks.evaluate"),
         "libraries": {"python": platform.python_version()}
-        | {name: importlib.metadata.version(name) for name in sorted(libraries)},
+        | {name: library_version(name) for name in sorted(libraries)},
         "arithmetic": training.precision,
         "processor": training.processor,
         "weights_digest": training.model.weights_digest,

@@ -20,7 +20,7 @@ from tasks.train import TrainParameters, build, dtype_policy, fit
 from tests.conftest import as_flags
 
 # By the arithmetic that the processor has: the seed's five epochs cost so many times the fit of `make train`.
-FIT = {"mixed_bfloat16": 11.0, "float32": 7.0}
+FIT = {"mixed_bfloat16": 11.0, "float32": 6.5}
 # A run that reuses every step costs so many times an empty flow.
 CACHED = 1.1
 LOSS = 0.3
@@ -33,6 +33,7 @@ def cpu_seconds(work):
     return time.process_time() - started
 
 
+@pytest.mark.timeout(900)  # a slow or busy machine may take long; only the ratio counts
 @pytest.mark.usefixtures("home")
 def test_a_fit_costs_no_larger_share_of_the_seeds_than_it_did():
     arrays = read_package(package_file())
@@ -54,6 +55,7 @@ def test_a_fit_costs_no_larger_share_of_the_seeds_than_it_did():
     assert ratio > FIT[dtype_policy(parameters)] * (1 - LOSS)
 
 
+@pytest.mark.timeout(900)
 def test_a_cached_run_costs_no_more_beside_an_empty_flow_than_it_did(sample_parameters, tmp_path):
     flags = as_flags(sample_parameters)
 

@@ -118,11 +118,13 @@ def test_the_secret_is_nowhere_else(deployed, run):
 
 def test_a_stranger_gets_401_from_every_route_but_health(deployed):
     prefect, reports, mlflow = addresses(deployed)
-    schema = httpx.get(f"{prefect}/openapi.json").json()
+    schema = httpx.get(f"{prefect}/openapi.json", timeout=60).json()
     routes = {(method.upper(), path) for path, methods in schema["paths"].items() for method in methods}
     assert len(routes) > 150
     opened = {
-        (method, path) for method, path in routes if httpx.request(method, f"{prefect}/api{path}").status_code != 401
+        (method, path)
+        for method, path in routes
+        if httpx.request(method, f"{prefect}/api{path}", timeout=60).status_code != 401
     }
     assert opened == {("GET", "/health"), ("GET", "/ready")}
     for address in (reports, mlflow):
@@ -133,7 +135,7 @@ def test_a_stranger_gets_401_from_every_route_but_health(deployed):
                 "/api/2.0/mlflow/registered-models/search",
                 "/ajax-api/2.0/mlflow/runs/search",
             ):
-                assert httpx.request(method, address + path).status_code == 401
+                assert httpx.request(method, address + path, timeout=60).status_code == 401
 
 
 def test_who_is_signed_in_still_needs_a_token_against_cross_site_requests(deployed):

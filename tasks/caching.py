@@ -6,7 +6,7 @@ import hashlib
 import importlib.metadata
 import json
 import platform
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -150,7 +150,7 @@ class StepCache(CachePolicy):
             step=step,
             inputs=dict(_digest_inputs(step, inputs)) | (self.reads(**inputs) if self.reads else {}),
             code=code_of(module),
-            libraries={"python": platform.python_version()} | {name: library_version(name) for name in self.libraries},
+            libraries=python_and_libraries(self.libraries),
         )
 
     def compute_key(
@@ -212,6 +212,11 @@ def origin() -> Origin | None:
 
 
 library_version = functools.cache(importlib.metadata.version)  # it parses all that a package says of itself
+
+
+def python_and_libraries(names: Iterable[str]) -> dict[str, str]:
+    """The versions of Python and of libraries, by name."""
+    return {"python": platform.python_version()} | {name: library_version(name) for name in names}
 
 
 def code_of(module: str) -> dict[str, str]:

@@ -5,13 +5,12 @@ so, and reads its ``FOLDER/rebuilt.json``: both have to stay as they are.
 """
 
 import logging
-import platform
 import sys
 from pathlib import Path
 from typing import Any, cast
 
 from artifacts.records import Dataset, Evaluation, Lineage, Training
-from tasks.caching import StepCache, code_of, library_version
+from tasks.caching import StepCache, code_of, python_and_libraries
 from tasks.evaluate import evaluate_model
 from tasks.ingest import IngestParameters, ingest_data
 from tasks.train import TrainParameters, train_model
@@ -30,8 +29,7 @@ def made_by_this_process(dataset: Dataset, training: Training, evaluation: Evalu
         "n_train": training.n_train,
         "n_validation": training.n_validation,
         "code": code_of("tasks.train") | code_of("tasks.evaluate"),
-        "libraries": {"python": platform.python_version()}
-        | {name: library_version(name) for name in sorted(libraries)},
+        "libraries": python_and_libraries(sorted(libraries)),
         "arithmetic": training.precision,
         "processor": training.processor,
         "weights_digest": training.model.weights_digest,

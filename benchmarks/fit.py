@@ -34,6 +34,7 @@ def fit(parameters: TrainParameters) -> dict[str, float]:
 
 if __name__ == "__main__":
     with server() as ready:
-        ready()
+        if ready:
+            ready()
         told = fit(TrainParameters.model_validate_json(sys.argv[1]))
     sys.stdout.write(json.dumps(told) + "\n")

@@ -57,17 +57,18 @@ def prepare() -> None:
 
 
 @contextmanager
-def server() -> Iterator[Callable[[], None]]:
+def server() -> Iterator[Callable[[], None] | None]:
     """Have a Prefect server: the one that the environment or ``.env`` names, else an own one on the same database.
 
     ``.env`` is what `make up` writes; it names a server that is gone if the machine was restarted since.
 
     Yields:
-        A function that waits until the server answers: imports take as long as its start, and go on meanwhile.
+        A function that waits until an own server answers: imports take as long as its start, and go on meanwhile; none
+        if one answers already.
     """
     url = os.environ.get("PREFECT_API_URL") or dotenv_values(CHECKOUT / ".env").get("PREFECT_API_URL")
     if url and answers(url):
-        yield lambda: None
+        yield None
         return
     with temporary_server() as (url, ready):
         from prefect.logging.handlers import APILogHandler

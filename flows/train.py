@@ -18,7 +18,7 @@ from tasks.ingest import IngestParameters, ingest_data
 from tasks.labels import check_labels
 from tasks.logs import errors_in_one_line
 from tasks.publish import publish_failure, publish_run, publish_validation
-from tasks.register import register_model
+from tasks.register import find_registration, register_model
 from tasks.registry import exclusive, find_champion
 from tasks.report import draw_report
 from tasks.robustness import measure_robustness
@@ -68,7 +68,9 @@ def mnist(
             report = draw_report(
                 dataset, training, evaluation, robustness, explanation, rival_evaluation, rival_robustness
             )
-            registration = register_model(dataset, training, evaluation, verdict)
+            registration = find_registration(dataset, training, verdict) or register_model(
+                dataset, training, evaluation, verdict
+            )
         return publish_run(
             {"ingest": ingest, "validation": validation, "train": train, "gate": gate},
             Results(

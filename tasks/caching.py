@@ -137,30 +137,36 @@ class StepCache(CachePolicy):
     Attributes:
         libraries: The distributions whose version counts.
         reads: Names and digests what the step reads besides its inputs (the bytes of a file, say), from its inputs.
+            None from it says that nobody can tell: then the step always runs.
     """
 
     libraries: tuple[str, ...] = ()
-    reads: Callable[..., dict[str, str]] | None = None
+    reads: Callable[..., dict[str, str] | None] | None = None
     isolation_level: IsolationLevel | None = IsolationLevel.SERIALIZABLE
     lock_manager: LockManager | None = field(default_factory=FileLockManager)
 
-    def key(self, step: str, module: str, inputs: Mapping[str, Any]) -> Key:
-        """What decides the result of `step`, a task defined in `module`, for these inputs."""
+    def key(self, step: str, module: str, inputs: Mapping[str, Any]) -> Key | None:
+        """What decides the result of `step`, a task defined in `module`, for these inputs; none if nobody can tell."""
+        read = self.reads(**inputs) if self.reads else {}
+        if read is None:
+            return None
         return Key(
             step=step,
-            inputs=dict(_digest_inputs(step, inputs)) | (self.reads(**inputs) if self.reads else {}),
+            inputs=dict(_digest_inputs(step, inputs)) | read,
             code=code_of(module),
             libraries=python_and_libraries(self.libraries),
         )
 
     def compute_key(
         self, task_ctx: TaskRunContext, inputs: dict[str, Any], flow_parameters: dict[str, Any], **kwargs: Any
-    ) -> str:
-        """The key's digest, under which Prefect stores the result."""
+    ) -> str | None:
+        """The key's digest, under which Prefect stores the result; none to store nothing."""
         del flow_parameters, kwargs
-        digest = self.key(task_ctx.task.name, task_ctx.task.fn.__module__, inputs).digest
-        forget_foreign(get_current_settings().results.local_storage_path / digest)
-        return digest
+        key = self.key(task_ctx.task.name, task_ctx.task.fn.__module__, inputs)
+        if key is None:
+            return None
+        forget_foreign(get_current_settings().results.local_storage_path / key.digest)
+        return key.digest
 
 
 def forget_foreign(kept: Path) -> None:

@@ -170,7 +170,7 @@ def describe_step(name: str, record: StepRecord, flow_run_id: str, before: Key |
     if origin.key is None:
         changes: tuple[str, ...] = ("always runs",)
     elif before is None:
-        changes = ("no earlier run",)
+        changes = ("for the first time",)
     else:
         changes = origin.key.changes_since(before) or ("asked for anew, or its result was missing from the store",)
     return Step(name=name, state="computed", seconds=origin.seconds, changes=changes)

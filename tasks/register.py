@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import prefect.runtime
 from prefect import task
+from prefect.cache_policies import NO_CACHE
 
 from artifacts.dataset import load_test, read_array
 from artifacts.records import AliasMove, Dataset, Evaluation, Lineage, Registration, Training, Verdict, Version
 from artifacts.settings import Settings
-from tasks.caching import digest_code, origin
+from tasks.caching import StepCache, digest_code, origin
 from tasks.drift import profile
 from tasks.logs import run_logger
 from tasks.networks import load_model
@@ -34,10 +35,12 @@ from tasks.registry import (
     PROFILE,
     REGISTERED_MODEL,
     connect,
+    find_number,
     history,
     move_alias,
     number_by_alias,
     read_version,
+    registry_digest,
     version_by_tags,
 )
 from tasks.revision import working_tree
@@ -50,24 +53,60 @@ N_GOLDEN = 100
 MAX_PATCH_BYTES = 5_000_000
 
 
-@task(name="register", **OF_THE_REGISTRY)
+def _reads(dataset: Dataset, training: Training, verdict: Verdict) -> dict[str, str] | None:
+    """The registry, and what of a training its record's own word leaves out: the code that trained it."""
+    del verdict
+    read = registry_digest()
+    return read and read | identity(dataset, training)
+
+
+@task(name="find-registration", cache_policy=StepCache(libraries=("mlflow",), reads=_reads), **OF_THE_REGISTRY)
+def find_registration(dataset: Dataset, training: Training, verdict: Verdict) -> Registration | None:
+    """What register would say of a model that is registered, if there is nothing to write; none if there is."""
+    client = connect()
+    version = version_by_tags(client, identity(dataset, training))
+    champion, challenger = (number_by_alias(client, alias) for alias in (CHAMPION, CHALLENGER))
+    if version is None or challenger is None or challenger < version.version:
+        return None
+    if find_number(client, version.version).tags.get("verdict") != verdict.decision:
+        return None
+    due = verdict.decision == "promote" and champion != version.version
+    withheld = replaced_by_hand(history(client), version.version) if due else None
+    if due and withheld is None:
+        return None
+    run_logger().info(f"version {version.version} of {REGISTERED_MODEL} was registered already")
+    return Registration(
+        version=version,
+        created=False,
+        champion=champion,
+        previous_champion=champion,
+        withheld=withheld,
+        origin=origin(),
+    )
+
+
+def identity(dataset: Dataset, training: Training) -> dict[str, str]:
+    """The tags by which a version is known."""
+    return {
+        "weights_digest": training.model.weights_digest,
+        "data_digest": dataset.digest,
+        # The code that trained it; of none where the task was called without a run.
+        "code_digest": digest_code(training.origin.key.code if training.origin and training.origin.key else {}),
+    }
+
+
+@task(name="register", cache_policy=NO_CACHE, **OF_THE_REGISTRY)
 def register_model(dataset: Dataset, training: Training, evaluation: Evaluation, verdict: Verdict) -> Registration:
     """Register the model, unless a version with the same weights, data and code exists, and do as the gate said.
 
     The alias `challenger` goes to a new version; `champion` moves if, and only if, the verdict is to promote.
     """
     client = connect()
-    identity = {
-        "weights_digest": training.model.weights_digest,
-        "data_digest": dataset.digest,
-        # The code that trained it; of none where the task was called without a run.
-        "code_digest": digest_code(training.origin.key.code if training.origin and training.origin.key else {}),
-    }
     champion = number_by_alias(client, CHAMPION)  # of another version only the number counts, whole or not
-    version = version_by_tags(client, identity)
+    version = version_by_tags(client, identity(dataset, training))
     created = version is None
     if version is None:
-        version = create_version(client, identity, dataset, training, evaluation)
+        version = create_version(client, dataset, training, evaluation)
     challenger = number_by_alias(client, CHALLENGER)
     if challenger is None or challenger < version.version:
         move_alias(client, move(CHALLENGER, challenger, version, "newly registered", verdict))
@@ -115,12 +154,10 @@ def replaced_by_hand(moves: list[AliasMove], version: int) -> str | None:
     return None
 
 
-def create_version(
-    client: "MlflowClient", identity: dict[str, str], dataset: Dataset, training: Training, evaluation: Evaluation
-) -> Version:
+def create_version(client: "MlflowClient", dataset: Dataset, training: Training, evaluation: Evaluation) -> Version:
     """Log an MLflow run with the model, its parameters, metrics and history, and register it as a new version."""
     lineage = {
-        **identity,
+        **identity(dataset, training),
         "git_revision": (training.origin and training.origin.revision) or "unknown",
         "prefect_flow_run_id": prefect.runtime.flow_run.id or "none",
     }

@@ -1,6 +1,7 @@
 """MLflow's model registry: reading versions, and the lock under which a verdict is reached and carried out."""
 
 import functools
+import hashlib
 import json
 import logging
 import os
@@ -13,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import prefect.runtime
 from filelock import FileLock
 from prefect import task
-from prefect.cache_policies import NO_CACHE
 from pydantic import ValidationError
 
 from artifacts.errors import RegistryError
@@ -21,7 +21,7 @@ from artifacts.records import AliasMove, Model, Version
 from artifacts.report import escape_markdown
 from artifacts.settings import Settings
 from artifacts.store import put
-from tasks.caching import file_lock
+from tasks.caching import StepCache, file_lock
 from tasks.faults import check_registry, may_pass
 
 if TYPE_CHECKING:
@@ -35,7 +35,6 @@ HISTORY = "history."
 N_SHOWN = 50
 # Of a task that asks or changes the registry: a database that is locked, or a server that is away, may come back.
 OF_THE_REGISTRY: dict[str, Any] = {
-    "cache_policy": NO_CACHE,
     "retries": 3,
     "retry_delay_seconds": [1, 5, 25],
     "retry_jitter_factor": 0.5,
@@ -81,7 +80,23 @@ def exclusive() -> FileLock:
     return file_lock("registry")
 
 
-@task(name="find-champion", **OF_THE_REGISTRY)
+def registry_digest() -> dict[str, str] | None:
+    """What a task that only asks the registry reads; none of a server, whose contents can't be digested.
+
+    While nothing is new, a run takes what an earlier one was answered, and needs no MLflow, whose import takes as long
+    as all the rest of it.
+    """
+    scheme, _, database = Settings().tracking_uri.partition(":///")
+    if scheme != "sqlite":
+        return None
+    digest = hashlib.sha256()
+    for file in (Path(database), Path(f"{database}-wal"), Path(f"{database}-journal")):
+        if file.exists():
+            digest.update(file.read_bytes())
+    return {"registry": digest.hexdigest()}
+
+
+@task(name="find-champion", cache_policy=StepCache(libraries=("mlflow",), reads=registry_digest), **OF_THE_REGISTRY)
 def find_champion() -> Version | None:
     """The registry's champion, if there is one."""
     return version_by_alias(connect(), CHAMPION)

@@ -3,20 +3,29 @@
 import os
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from artifacts.errors import RegistryError
-from artifacts.records import Check, Verdict
+from artifacts.records import Check, Origin, Verdict
 from artifacts.store import put_bytes
-from tasks.register import register_model
-from tasks.registry import connect, find_champion, read_version, version_by_alias
+from tasks.register import find_registration, register_model
+from tasks.registry import connect, find_champion, read_version, registry_digest, version_by_alias
 
 PROMOTE = Verdict(
     decision="promote", checks=(Check(name="c", passed=True, on_failure="hold", detail="d"),), champion=None
 )
 HOLD = PROMOTE.model_copy(update={"decision": "hold"})
+# Of a training by other code than the sample's, which was called without a run.
+ORIGIN = {
+    "flow_run_id": None,
+    "at": datetime(2026, 1, 1, tzinfo=UTC),
+    "seconds": 1.0,
+    "revision": None,
+    "key": {"step": "train", "inputs": {}, "code": {"tasks.train": "0" * 64}, "libraries": {}},
+}
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +66,37 @@ def test_the_same_model_gets_no_second_version(registered, dataset, training, ev
     assert not again.created
     assert again.version == registered.version
     assert len(connect().search_model_versions("name = 'mnist'")) == 1
+
+
+def test_what_is_registered_already_is_found_and_nothing_is_written(registered, dataset, training):
+    before = registry_digest()
+    found = find_registration.fn(dataset, training, PROMOTE)
+    assert (found.version, found.champion, found.created) == (registered.version, 1, False)
+    assert registry_digest() == before
+    # Whatever register would have to write is its own work.
+    assert find_registration.fn(dataset, training, HOLD) is None
+    recoded = training.model_copy(update={"origin": Origin.model_validate(ORIGIN)})
+    assert find_registration.fn(dataset, recoded, PROMOTE) is None
+
+
+def test_an_answer_of_the_registry_is_kept_until_that_changes(registered, dataset, training, evaluation, monkeypatch):
+    def keys(of=training):
+        inputs = {"dataset": dataset, "training": of, "verdict": PROMOTE}
+        return [
+            find_champion.cache_policy.key("find-champion", "tasks.registry", {}),
+            find_registration.cache_policy.key("find-registration", "tasks.register", inputs),
+        ]
+
+    before = keys()
+    assert keys() == before
+    # The same weights by other code are another version.
+    recoded = training.model_copy(update={"origin": Origin.model_validate(ORIGIN)})
+    assert [a == b for a, b in zip(keys(recoded), before, strict=True)] == [True, False]
+    connect().set_registered_model_tag("mnist", "note", "by hand")
+    assert [a == b for a, b in zip(keys(), before, strict=True)] == [False, False]
+    # What a server holds can't be told.
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
+    assert keys() == [None, None]
 
 
 def test_champion_moves_on_the_gates_word_only(registered, dataset, other_training, evaluation):

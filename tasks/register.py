@@ -1,7 +1,6 @@
 """Register: the model into MLflow's registry, as a new version unless it is there, and the verdict carried out."""
 
 import hashlib
-import importlib.metadata
 import json
 import shutil
 import tempfile
@@ -17,7 +16,7 @@ from prefect.cache_policies import NO_CACHE
 from artifacts.dataset import load_test, read_array
 from artifacts.records import AliasMove, Dataset, Evaluation, Lineage, Registration, Training, Verdict, Version
 from artifacts.settings import Settings
-from tasks.caching import StepCache, digest_code, origin
+from tasks.caching import StepCache, digest_code, library_version, origin
 from tasks.drift import profile
 from tasks.logs import run_logger
 from tasks.networks import load_model
@@ -256,7 +255,7 @@ def _write_mlflow_model(folder: Path, dataset: Dataset, training: Training) -> N
         str(folder),
         signature=infer_signature(images, model.predict(images, verbose=0)),
         input_example=images,
-        pip_requirements=[f"{name}=={importlib.metadata.version(name)}" for name in ("keras", "numpy", "tensorflow")],
+        pip_requirements=[f"{name}=={library_version(name)}" for name in ("keras", "numpy", "tensorflow")],
     )
     # MLflow saved the model once more, with another date: what is registered are the bytes that were evaluated.
     shutil.copyfile(training.model.keras.path, folder.parent / MODEL_FILES["keras"])

@@ -34,6 +34,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from artifacts.errors import RegistryError, StoreError
 from artifacts.records import AliasMove, Collected, Collection, Key
 from artifacts.settings import Settings
+from tasks import sealed_json
 from tasks.caching import store_lock
 from tasks.logs import run_logger
 from tasks.promote import champions
@@ -251,7 +252,7 @@ def own_results() -> Iterator[tuple[Path, str]]:
     for path in get_current_settings().results.local_storage_path.glob("*"):
         if path.is_file():
             text = path.read_text(encoding="utf-8", errors="replace")
-            if re.search(r'__class__\\*": \\*"(artifacts|tasks)\.', text):
+            if re.search(r'__class__\\*": \\*"(artifacts|tasks)\.', text) or f'"{sealed_json.__name__}"' in text:
                 yield path, text
 
 

@@ -78,7 +78,8 @@ def publish_run(parameters: dict[str, BaseModel], results: Results) -> RunSummar
         started=flow_run.scheduled_start_time or datetime.now(UTC),
         parameters={step: model.model_dump(mode="json") for step, model in parameters.items()},
         **{name: getattr(results, name) for name in Results.model_fields},
-        code_digest=digest_code(code_of_all(records.values())),
+        # Register has a key only if all was registered already.
+        code_digest=digest_code(code_of_all(record for name, record in records.items() if name != "register")),
         git_revision=git_revision(),
         libraries={name: library_version(name) for name in LIBRARIES},
         steps=tuple(describe_step(name, record, folder.name, before.get(name)) for name, record in records.items()),

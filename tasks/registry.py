@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -71,7 +72,7 @@ def connect() -> "MlflowClient":
     settings = Settings()
     check_registry(settings)
     (settings.home / "mlflow").mkdir(parents=True, exist_ok=True)
-    client: MlflowClient = mlflow.MlflowClient(tracking_uri=settings.tracking_uri)
+    client: MlflowClient = mlflow.MlflowClient(settings.tracking_uri, settings.tracking_uri)
     return client
 
 
@@ -81,18 +82,19 @@ def exclusive() -> FileLock:
 
 
 def registry_digest() -> dict[str, str] | None:
-    """What a task that only asks the registry reads; none of a server, whose contents can't be digested.
+    """What a task that only asks the registry reads; none if that isn't a file, as of a server.
 
     While nothing is new, a run takes what an earlier one was answered, and needs no MLflow, whose import takes as long
     as all the rest of it.
     """
     scheme, _, database = Settings().tracking_uri.partition(":///")
-    if scheme != "sqlite":
+    file = Path(database).resolve()
+    if scheme != "sqlite" or not file.is_file():
         return None
-    digest = hashlib.sha256()
-    for file in (Path(database), Path(f"{database}-wal"), Path(f"{database}-journal")):
-        if file.exists():
-            digest.update(file.read_bytes())
+    digest = hashlib.sha256(file.read_bytes())
+    for written_beside in ("-wal", "-journal"):
+        with suppress(FileNotFoundError):  # of a commit that ends just now
+            digest.update(file.with_name(file.name + written_beside).read_bytes())
     return {"registry": digest.hexdigest()}
 
 

@@ -79,7 +79,7 @@ def test_the_command_line_uses_the_same_server_and_store(deployed, sample_parame
     flags = as_flags(sample_parameters)
     result = deployed.run("python", "-m", "flows", "train", *flags)
     assert "temporary server" not in result.stderr
-    assert result.stdout.count("reused from run") == 10
+    assert result.stdout.count("reused from run") >= 10
 
 
 def test_a_bad_value_is_refused_when_the_run_is_created(deployed):

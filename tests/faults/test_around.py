@@ -363,7 +363,8 @@ def test_every_object_and_record_is_made_again(run_flow, sample, home, came):  #
         again = run_flow(**sample)
         assert again.flow_run.state.is_completed(), file
         made_again = {name for name, step in again.steps.items() if step["state"] == "computed"} & records(again).keys()
-        assert made_again, file
+        # A file that only the registry's version names comes back from there.
+        assert made_again or again.states["find-champion"] == "Completed", file
         for value in ("weights_digest", "version", "champion", "data_digest"):
             assert again.manifest[value] == first.manifest[value]
         assert all(digest_file(stored) == stored.name[:64] for stored in objects(again))
@@ -485,7 +486,7 @@ def test_a_registry_locked_for_some_seconds_is_waited_for(ran, flags, came):
     holder.start()
     locked.wait()
     started = time.monotonic()
-    succeeds(ran, "train", *flags, "--gate.alpha=0.04")  # another verdict: nothing that the registry said is kept of it
+    succeeds(ran, "train", *flags, "--gate.hold_for_approval")  # another verdict: its tag is to be written
     assert time.monotonic() - started > 25
     holder.join()
     came("MLflow's database locked for 30 s", "recovered", time.monotonic() - started)

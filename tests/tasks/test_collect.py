@@ -10,13 +10,14 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import pytest
 from mlflow.entities.model_registry import ModelVersion
+from prefect.results import ResultRecord, ResultRecordMetadata
 from pydantic import ValidationError
 
 from artifacts.dataset import read_array
 from artifacts.errors import StoreError
 from artifacts.records import AliasMove, Check, Verdict
 from artifacts.store import put, put_bytes
-from tasks.caching import store_lock
+from tasks.caching import SERIALIZER, store_lock
 from tasks.collect import GcParameters, collect_garbage, no_run_going, versions_that_stay
 from tasks.register import register_model
 from tasks.registry import connect
@@ -74,11 +75,16 @@ def test_the_newest_run_and_version_always_stay():
             GcParameters(**{name: 0})
 
 
-def test_a_result_goes_with_its_lock(collect, home):
+# As Prefect keeps a step's record, and that a step found nothing.
+NOTHING = ResultRecord(result=None, metadata=ResultRecordMetadata(storage_key="k", serializer=SERIALIZER)).serialize()
+
+
+@pytest.mark.parametrize("kept", [b'{"__class__": "artifacts.records.Dataset"}', NOTHING])
+def test_a_result_goes_with_its_lock(collect, home, kept):
     old, lock = home / "results" / ("a" * 64), home / "locks" / ("a" * 64)
     for file in (old, lock):
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text('{"__class__": "artifacts.records.Dataset"}')
+        file.write_bytes(kept)
     collect(apply=False)
     assert lock.exists()
     assert removed(collect()) == {"cached results": 1}
@@ -189,7 +195,7 @@ def test_an_mlflow_run_of_a_registration_that_failed_goes(collect, home, dataset
 def test_nothing_is_removed_while_a_run_goes(collect, home):
     orphan = put_bytes(".txt", b"x")
     code = (
-        "from tasks.caching import store_lock\n"
+        "from tasks.caching import SERIALIZER, store_lock\n"
         "with store_lock().read_lock():\n    print('going', flush=True)\n    input()"
     )
     command = [sys.executable, "-c", code]

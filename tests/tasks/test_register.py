@@ -10,6 +10,7 @@ import pytest
 
 from artifacts.errors import RegistryError
 from artifacts.records import Check, Origin, Verdict
+from artifacts.settings import Settings
 from artifacts.store import put_bytes
 from tasks.register import find_registration, register_model
 from tasks.registry import connect, find_champion, read_version, registry_digest, version_by_alias
@@ -94,9 +95,10 @@ def test_an_answer_of_the_registry_is_kept_until_that_changes(registered, datase
     assert [a == b for a, b in zip(keys(recoded), before, strict=True)] == [True, False]
     connect().set_registered_model_tag("mnist", "note", "by hand")
     assert [a == b for a, b in zip(keys(), before, strict=True)] == [False, False]
-    # What a server holds can't be told.
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
-    assert keys() == [None, None]
+    # What isn't a file of its own can't be told by its bytes.
+    for uri in ("http://127.0.0.1:1", "sqlite:///missing.db", f"{Settings().tracking_uri}?timeout=5"):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        assert keys() == [None, None]
 
 
 def test_champion_moves_on_the_gates_word_only(registered, dataset, other_training, evaluation):

@@ -81,7 +81,7 @@ class TrainParameters(BaseModel):
         json_schema_extra={"enum": list(NETWORKS)},
     )
     epochs: float = Field(
-        default=1.25, ge=0.01, le=1000, description="Passes over the training images; a part of one will do."
+        default=1.125, ge=0.01, le=1000, description="Passes over the training images; a part of one will do."
     )
     batch_size: int = Field(default=192, ge=1, le=10_000, description="Images a step; a rest of an epoch is left out.")
     schedule: Literal["one-cycle", "constant"] = Field(

@@ -21,8 +21,8 @@ PROGRAMS = {
     "worker": "worker start",
 }
 # What a program may gain between the first quarter and the end, in MB: Python's heap goes up and down by some, the
-# worker's most. Of each run Prefect leaves clients in cycles, with 0.9 MB of OpenSSL's, until Python collects them, which
-# it does by the number of objects: after a collection 25.4 MB were in use, and 25.4 MB thirty runs later.
+# worker's most. Of each run Prefect leaves clients in cycles, with 0.9 MB of OpenSSL's, until Python collects them,
+# which it does by the number of objects: after a collection 25.4 MB were in use, and 25.4 MB thirty runs later.
 NOISE = 40
 # And in files and threads: idle connections and pools come and go.
 FEW = 15

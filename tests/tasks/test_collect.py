@@ -195,7 +195,7 @@ def test_an_mlflow_run_of_a_registration_that_failed_goes(collect, home, dataset
 def test_nothing_is_removed_while_a_run_goes(collect, home):
     orphan = put_bytes(".txt", b"x")
     code = (
-        "from tasks.caching import SERIALIZER, store_lock\n"
+        "from tasks.caching import store_lock\n"
         "with store_lock().read_lock():\n    print('going', flush=True)\n    input()"
     )
     command = [sys.executable, "-c", code]

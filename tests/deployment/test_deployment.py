@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 import stat
 import time
 
@@ -80,6 +81,7 @@ def test_the_command_line_uses_the_same_server_and_store(deployed, sample_parame
     result = deployed.run("python", "-m", "flows", "train", *flags)
     assert "temporary server" not in result.stderr
     assert result.stdout.count("reused from run") >= 10
+    assert set(re.findall(r"^ +(\S+) +computed in", result.stdout, re.MULTILINE)) <= {"register"}
 
 
 def test_a_bad_value_is_refused_when_the_run_is_created(deployed):

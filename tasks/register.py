@@ -6,7 +6,7 @@ import shutil
 import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import prefect.runtime
@@ -64,24 +64,48 @@ def find_registration(dataset: Dataset, training: Training, verdict: Verdict) ->
     """What register would say of a model that is registered, if there is nothing to write; none if there is."""
     client = connect()
     version = version_by_tags(client, identity(dataset, training))
-    champion, challenger = (number_by_alias(client, alias) for alias in (CHAMPION, CHALLENGER))
-    if version is None or challenger is None or challenger < version.version:
+    if version is None:
         return None
-    if find_number(client, version.version).tags.get("verdict") != verdict.decision:
-        return None
-    due = verdict.decision == "promote" and champion != version.version
-    withheld = replaced_by_hand(history(client), version.version) if due else None
-    if due and withheld is None:
+    aliases = compare_aliases(client, version, verdict)
+    if aliases.due or find_number(client, version.version).tags.get("verdict") != verdict.decision:
         return None
     run_logger().info(f"version {version.version} of {REGISTERED_MODEL} was registered already")
     return Registration(
         version=version,
         created=False,
-        champion=champion,
-        previous_champion=champion,
-        withheld=withheld,
+        champion=aliases.champion,
+        previous_champion=aliases.champion,
+        withheld=aliases.withheld,
         origin=origin(),
     )
+
+
+class Aliases(NamedTuple):
+    """Which versions bear the aliases, and which aliases another version is to get.
+
+    Attributes:
+        challenger: The number of the version that bears it, if one does.
+        champion: Likewise.
+        due: The aliases that the version is to get and doesn't bear.
+        withheld: Why a person took the champion's alias from it, if the verdict would give it back.
+    """
+
+    challenger: int | None
+    champion: int | None
+    due: list[str]
+    withheld: str | None
+
+
+def compare_aliases(client: "MlflowClient", version: Version, verdict: Verdict) -> Aliases:
+    """Compare who bears the aliases with who is to: the newest version, and the last one that was promoted."""
+    # Of another version only the number counts, whole or not.
+    challenger, champion = (number_by_alias(client, alias) for alias in (CHALLENGER, CHAMPION))
+    due = [CHALLENGER] if challenger is None or challenger < version.version else []
+    withheld = None
+    if verdict.decision == "promote" and champion != version.version:
+        withheld = replaced_by_hand(history(client), version.version)
+        due += [CHAMPION] if withheld is None else []
+    return Aliases(challenger, champion, due, withheld)
 
 
 def identity(dataset: Dataset, training: Training) -> dict[str, str]:
@@ -101,20 +125,18 @@ def register_model(dataset: Dataset, training: Training, evaluation: Evaluation,
     The alias `challenger` goes to a new version; `champion` moves if, and only if, the verdict is to promote.
     """
     client = connect()
-    champion = number_by_alias(client, CHAMPION)  # of another version only the number counts, whole or not
     version = version_by_tags(client, identity(dataset, training))
     created = version is None
     if version is None:
         version = create_version(client, dataset, training, evaluation)
-    challenger = number_by_alias(client, CHALLENGER)
-    if challenger is None or challenger < version.version:
-        move_alias(client, move(CHALLENGER, challenger, version, "newly registered", verdict))
+    aliases = compare_aliases(client, version, verdict)
+    if CHALLENGER in aliases.due:
+        move_alias(client, move(CHALLENGER, aliases.challenger, version, "newly registered", verdict))
     client.set_model_version_tag(REGISTERED_MODEL, str(version.version), "verdict", verdict.decision)
-    withheld = replaced_by_hand(history(client), version.version)
-    promoted = verdict.decision == "promote" and champion != version.version and withheld is None
+    promoted = CHAMPION in aliases.due
     if promoted:
         reasons = "; ".join(f"{check.name}: {check.detail}" for check in verdict.checks)
-        move_alias(client, move(CHAMPION, champion, version, reasons, verdict))
+        move_alias(client, move(CHAMPION, aliases.champion, version, reasons, verdict))
     run_logger().info(
         f"version {version.version} of {REGISTERED_MODEL} {'registered' if created else 'was registered already'}"
         f"{', and is the champion now' if promoted else ''}"
@@ -122,9 +144,9 @@ def register_model(dataset: Dataset, training: Training, evaluation: Evaluation,
     return Registration(
         version=version,
         created=created,
-        champion=version.version if promoted else champion,
-        previous_champion=champion,
-        withheld=withheld if verdict.decision == "promote" and champion != version.version else None,
+        champion=version.version if promoted else aliases.champion,
+        previous_champion=aliases.champion,
+        withheld=aliases.withheld,
         origin=origin(),
     )
 

@@ -23,6 +23,7 @@ os.environ |= {
 
 import http.server  # noqa: E402
 import json  # noqa: E402
+import re  # noqa: E402
 import shutil  # noqa: E402
 import subprocess  # noqa: E402
 import threading  # noqa: E402
@@ -191,6 +192,13 @@ def as_flags(parameters: Mapping[str, Any]) -> list[str]:
         f"--{'' if value else 'no-'}{name}" if isinstance(value, bool) else f"--{name}={json.dumps(value)}"
         for name, value in parameters.items()
     ]
+
+
+def computed(printed: str) -> set[str]:
+    """The steps that a run didn't reuse, by the summary that it printed."""
+    steps = dict(re.findall(r"^ +(\S+) +(computed in|reused from run) ", printed, re.MULTILINE))
+    assert {"ingest", "register"} <= steps.keys()
+    return {name for name, how in steps.items() if how == "computed in"}
 
 
 @pytest.fixture(scope="session")

@@ -39,7 +39,7 @@ from tasks.robustness import measure_robustness
 from tasks.score import score
 from tasks.train import train_model
 from tasks.validate import validate_data
-from tests.conftest import FAST, TINY, as_flags
+from tests.conftest import FAST, TINY, as_flags, computed
 from tests.faults.full_disk import fill
 from tests.flows.conftest import run_flow, sample  # noqa: F401
 from tests.tasks.test_register import PROMOTE
@@ -458,7 +458,7 @@ def test_a_damaged_database_that_is_moved_away_is_begun_anew(ran, flags, came):
     file.write_bytes(os.urandom(100_000))
     assert "is damaged" in refused(ran, "train", *flags)
     file.rename(file.with_suffix(".damaged"))
-    assert succeeds(ran, "train", *flags).count("reused from run") >= 10
+    assert computed(succeeds(ran, "train", *flags)) <= {"register"}
     came("Prefect's database damaged", "clear error", time.monotonic() - started)
 
     started = time.monotonic()
@@ -503,7 +503,7 @@ def test_a_clock_that_jumps_loses_nothing(ran, flags, came):
         assert "reused from run" in succeeds(ran, "train", *flags)
         succeeds(ran, "gc", "--apply")
         succeeds(ran, "gc", "--apply", before=("faketime", "-f", jump))
-        assert succeeds(ran, "train", *flags).count("reused from run") >= 10
+        assert computed(succeeds(ran, "train", *flags)) <= {"register"}
         assert champion_loads(ran)
         moves = succeeds(ran, "history").splitlines()
         versions.append(len(moves))

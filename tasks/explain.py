@@ -53,8 +53,8 @@ FAR = 0.99
 # Of images predicted right, to know what is far.
 N_REFERENCE = 1000
 N_SUSPECTS = 200
-# Training images whose features are in memory at a time: all of MNIST's.
-BLOCK = 60_000
+# Training images among which the nearest are looked for: all of MNIST's, of more as many drawn at random.
+N_SEARCHED = 60_000
 # A report with more pictures would be no help.
 N_PICTURED = 200
 
@@ -127,25 +127,29 @@ def find_neighbours(
         images: The images, float32 of shape ``(n, height, width, 1)``, in 0–1.
 
     Returns:
-        Distances in 0–2 and indices of training images, the nearest first, both of shape ``(n, 10)``.
+        Distances in 0–2 and indices of training images, the nearest first, both of shape ``(n, 10)``; of more training
+        images than MNIST has, the nearest of a sample.
     """
     keras = import_keras()
+    import sklearn.preprocessing
     from sklearn.neighbors import NearestNeighbors
 
-    distances, indices = np.empty((len(images), 0)), np.empty((len(images), 0), np.intp)
     network = load_model(model)
     features = keras.Model(network.inputs, network.layers[-1].input)
-    of_images = features.predict(images, batch_size=1000, verbose=0)
-    for start in range(0, len(train), BLOCK):
-        block = scale(train[start : start + BLOCK])
-        nearest = NearestNeighbors(n_neighbors=min(N_NEIGHBOURS, len(block)), metric="cosine", algorithm="brute")
-        nearest.fit(features.predict(block, batch_size=1000, verbose=0))
-        further_distances, further_indices = nearest.kneighbors(of_images)
-        distances = np.concatenate([distances, further_distances], axis=1)
-        indices = np.concatenate([indices, start + further_indices], axis=1)
-        best = np.argsort(distances, axis=1, kind="stable")[:, :N_NEIGHBOURS]
-        distances, indices = np.take_along_axis(distances, best, 1), np.take_along_axis(indices, best, 1)
-    return distances, indices
+
+    def directions(some: Images) -> Images:
+        seen = features.predict(some, batch_size=1000, verbose=0)
+        of_length_1: Images = sklearn.preprocessing.normalize(seen, copy=False)
+        return of_length_1
+
+    searched = np.arange(len(train))
+    if len(train) > N_SEARCHED:
+        searched = np.sort(np.random.default_rng(0).choice(searched, N_SEARCHED, replace=False))
+    # Of directions the squared distance is twice the cosine's, for which all distances would be in memory at once.
+    nearest = NearestNeighbors(n_neighbors=N_NEIGHBOURS, metric="sqeuclidean", algorithm="brute")
+    nearest.fit(directions(scale(train[searched])))
+    squares, indices = nearest.kneighbors(directions(images))
+    return squares / 2, searched[indices]
 
 
 def find_causes(

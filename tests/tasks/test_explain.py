@@ -6,6 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 from pydantic import TypeAdapter
+from sklearn.metrics.pairwise import cosine_distances
 
 import tasks.explain
 from artifacts.dataset import load_test, read_array, scale
@@ -127,14 +128,22 @@ def test_each_case_has_its_neighbours_and_its_status_against_the_champion(model,
     np.testing.assert_array_equal(images[0, 1], read_array(dataset.x_train)[first.neighbours[0].index])
 
 
-def test_neighbours_are_the_same_in_whatever_blocks_they_are_looked_for(model, dataset, monkeypatch):
+def test_neighbours_are_the_nearest_by_cosine_and_of_many_images_those_of_a_sample(
+    model, network, dataset, monkeypatch
+):
     train, images = read_array(dataset.x_train), load_test(dataset).x[:20]
     distances, indices = find_neighbours(model, train, images)
     assert distances.shape == indices.shape == (20, 10)
-    monkeypatch.setattr(tasks.explain, "BLOCK", len(train) // 3)
-    distances_in_blocks, indices_in_blocks = find_neighbours(model, train, images)
-    np.testing.assert_array_equal(indices_in_blocks, indices)
-    np.testing.assert_allclose(distances_in_blocks, distances, atol=1e-6)
+    features = import_keras().Model(network.inputs, network.layers[-1].input)
+    all_distances = cosine_distances(*(features.predict(some, verbose=0) for some in (images, scale(train))))
+    np.testing.assert_allclose(distances, np.sort(all_distances, axis=1)[:, :10], atol=1e-6)
+    np.testing.assert_allclose(distances, np.take_along_axis(all_distances, indices, 1), atol=1e-6)
+
+    monkeypatch.setattr(tasks.explain, "N_SEARCHED", len(train) // 2)
+    distances, of_sample = find_neighbours(model, train, images)
+    np.testing.assert_allclose(distances, np.take_along_axis(all_distances, of_sample, 1), atol=1e-6)
+    assert len(np.unique(of_sample)) <= len(train) // 2
+    assert not np.array_equal(of_sample, indices)
 
 
 def test_a_model_without_an_error_has_nothing_to_explain(training, evaluation, dataset):

@@ -2,10 +2,12 @@
 
 import functools
 import json
+import math
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pydantic import BaseModel, ConfigDict
@@ -20,6 +22,7 @@ FILES = {
     "model": "model.keras",
     "manifest": "manifest.json",
 }
+PAGE = 100
 
 
 class Decision(BaseModel):
@@ -66,13 +69,32 @@ class RunEntry(BaseModel):
         return DECISIONS.get(decision, self.state.capitalize())
 
 
-def read_runs(folder: Path) -> list[RunEntry]:
-    """Read what there is of each run in a folder of runs' folders, the newest first."""
+class RunPage(NamedTuple):
+    """One page of the index.
+
+    Attributes:
+        runs: Its rows, the newest run first.
+        number: Which page it is, from 1 on.
+        n_pages: How many there are.
+        n_runs: How many runs there are on all of them.
+    """
+
+    runs: list[RunEntry]
+    number: int
+    n_pages: int
+    n_runs: int
+
+
+def read_page(folder: Path, number: int) -> RunPage:
+    """Read what there is of each run of a page, in a folder of runs' folders; of the nearest page if it isn't there."""
     manifests = []
     for path in folder.glob("*/manifest.json"):
         with suppress(FileNotFoundError):  # a clean-up may be at work
             manifests.append((path, path.stat().st_mtime_ns))
-    return [_read_run(path.parent, changed) for path, changed in sorted(manifests, key=lambda found: -found[1])]
+    n_pages = max(1, math.ceil(len(manifests) / PAGE))
+    number = min(max(number, 1), n_pages)
+    shown = sorted(manifests, key=lambda found: -found[1])[(number - 1) * PAGE : number * PAGE]
+    return RunPage([_read_run(path.parent, changed) for path, changed in shown], number, n_pages, len(manifests))
 
 
 @functools.lru_cache(maxsize=10_000)
@@ -92,14 +114,14 @@ def _read_run(folder: Path, changed: int) -> RunEntry:
         return RunEntry.model_validate({"state": "unreadable"} | known)
 
 
-def index_html(runs: list[RunEntry], elsewhere: Mapping[str, str]) -> str:
-    """Draw the page.
+def index_html(page: RunPage, elsewhere: Mapping[str, str]) -> str:
+    """Draw a page.
 
     Args:
-        runs: Its rows.
+        page: What is on it.
         elsewhere: Addresses of the other UIs, by name.
     """
-    return _ENVIRONMENT.get_template("index.html").render(runs=runs, elsewhere=elsewhere)
+    return _ENVIRONMENT.get_template("index.html").render(page=page, elsewhere=elsewhere)
 
 
 _ENVIRONMENT = Environment(

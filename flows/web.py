@@ -20,7 +20,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from artifacts.index import index_html, read_runs
+from artifacts.index import index_html, read_page
 from artifacts.settings import Settings
 from flows.server import read_secret
 
@@ -97,8 +97,10 @@ def reports() -> ASGIApp:
     if settings.mlflow_url:
         elsewhere["MLflow"] = settings.mlflow_url
 
-    async def index(_: Request) -> HTMLResponse:
-        return HTMLResponse(await run_in_threadpool(lambda: index_html(read_runs(runs), elsewhere)))
+    async def index(request: Request) -> HTMLResponse:
+        asked = request.query_params.get("page", "")
+        number = int(asked) if asked.isdecimal() and len(asked) < 10 else 1
+        return HTMLResponse(await run_in_threadpool(lambda: index_html(read_page(runs, number), elsewhere)))
 
     return Starlette(
         # Files of runs are hard links, so a symbolic link that leads elsewhere is none of theirs: it isn't followed.

@@ -14,7 +14,7 @@ from tasks.train import TrainParameters, dtype_policy
 from tests.conftest import as_flags
 
 # By the arithmetic that the processor has: the seed's five epochs cost so many times the fit of `make train`.
-FIT = {"mixed_bfloat16": 11.0, "float32": 6.5}
+FIT = {"mixed_bfloat16": 11.0, "float32": 10.5}
 # A run that reuses every step costs so many times an empty flow, with a server that runs.
 CACHED = 1.6
 LOSS = 0.3
@@ -75,7 +75,7 @@ def test_a_cached_run_costs_no_more_beside_an_empty_flow_than_it_did(sample_para
 
         for _ in range(2):  # the second one asks the registry, which the first one changed
             train()
-        cached, empty = alternate({"cached run": train, "empty flow": lambda: run("benchmarks.empty")}, repeats=3)
+        cached, empty = alternate({"cached run": train, "empty flow": lambda: run("benchmarks.empty")}, repeats=2)
     ratio = cached.median("cpu") / empty.median("cpu")
     print(f"a cached run costs {ratio:.2f} times an empty flow")
     assert ratio < CACHED * (1 + LOSS)

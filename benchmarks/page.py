@@ -187,13 +187,15 @@ def growth(rows: list[Row], folder: Path) -> str:
     """CPU seconds by step and the peak of memory, by how much data there are."""
     times = [int(row.name.split()[0]) for row in rows]
     steps = [*rows[0].costs[0].told]
-    figure = Figure(figsize=(9.5, 3.8))
+    figure = Figure(figsize=(11, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2)
     for step in steps:
         left.plot(times, [row.median(step) for row in rows], marker="o", label=step)
     left.plot(times, [rows[0].median("evaluate") * k for k in times], "k:", label="linear")
     left.set(xscale="log", yscale="log", xlabel="times MNIST", ylabel="CPU seconds")
-    left.legend(fontsize=8)
+    left.set_xticks(times, [f"{k}" for k in times], minor=False)
+    left.set_xticks([], minor=True)
+    left.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     right.plot(times, [row.median("peak_mb") / 1000 for row in rows], marker="o", color=BLUE)
     right.set(xlabel="times MNIST", ylabel="peak of memory, GB", ylim=(0, None))
     save(figure, folder / "growth.png")

@@ -197,7 +197,7 @@ def as_flags(parameters: Mapping[str, Any]) -> list[str]:
 def computed(printed: str) -> set[str]:
     """The steps that a run didn't reuse, by the summary that it printed."""
     steps = dict(re.findall(r"^ +(\S+) +(computed in|reused from run) ", printed, re.MULTILINE))
-    assert {"ingest", "register"} <= steps.keys()
+    assert len(steps) == 11
     return {name for name, how in steps.items() if how == "computed in"}
 
 

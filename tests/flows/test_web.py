@@ -199,6 +199,7 @@ def test_a_thousand_runs_are_listed_at_once(home, ask):
         page = ask("/")[1]
         assert time.monotonic() - start < seconds
         assert b"1,000 runs" in page
+        assert page.count(b"<tr>") == 101
 
 
 def test_a_page_of_the_index_has_a_hundred_runs_and_leads_to_the_next(home, ask):

@@ -81,8 +81,7 @@ def predict_out_of_sample(train: Split) -> npt.NDArray[np.float64]:
     probabilities = np.empty((len(train.y), N_CLASSES), np.float32)
     for rest, held_out in StratifiedKFold(2, shuffle=True, random_state=0).split(train.y, train.y):
         keras.utils.clear_session()
-        keras.utils.set_random_seed(RECIPE.seed)
-        model = build(RECIPE.network, dtype_policy(RECIPE))
+        model = build(RECIPE.network, dtype_policy(RECIPE), RECIPE.seed)
         unseen = Split(train.x[held_out], train.y[held_out])
         monitored = Split(unseen.x[:N_MONITORED], unseen.y[:N_MONITORED])
         fit(model, Split(train.x[rest], train.y[rest]), monitored, RECIPE, Checkpoint(None))

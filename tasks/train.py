@@ -4,6 +4,7 @@ import hashlib
 import math
 import os
 import platform
+import random
 import re
 import time
 from pathlib import Path
@@ -161,10 +162,9 @@ def train_model(dataset: Dataset, parameters: TrainParameters) -> Training:
     keras = import_keras()
     train, validation = hold_out(load_train(dataset), parameters.validation_share)
     keras.utils.clear_session()  # layers are numbered by process: the second model's would have other names
-    keras.utils.set_random_seed(parameters.seed)
     precision = dtype_policy(parameters)
     started, cpu_started = time.perf_counter(), time.process_time()
-    fitted = build(parameters.network, precision)
+    fitted = build(parameters.network, precision, parameters.seed)
     made = origin()
     checkpoint = Checkpoint(made.key.digest if made and made.key else None)
     history = fit(fitted, train, validation, parameters, checkpoint)
@@ -176,7 +176,7 @@ def train_model(dataset: Dataset, parameters: TrainParameters) -> Training:
         )
 
     # Whoever loads the model gets plain float32 arithmetic; the weights are float32 in either policy.
-    model = build(parameters.network, "float32")
+    model = build(parameters.network, "float32", parameters.seed)
     model.set_weights(fitted.get_weights())
     temperature = fit_temperature(validation.y, model.predict(validation.x, batch_size=1000, verbose=0))
     divide_logits(model, temperature)
@@ -224,16 +224,33 @@ def hold_out(split: Split, share: float) -> tuple[Split, Split]:
     return Split(split.x[train], split.y[train]), Split(split.x[validation], split.y[validation])
 
 
-def build(network: str, policy: str) -> "keras.Model":
-    """Build a network whose layers compute by a dtype policy; its weights are float32 in any case."""
+def build(network: str, policy: str, seed: int) -> "keras.Model":
+    """Build a network whose layers compute by a dtype policy; its weights are float32 in any case.
+
+    Its first weights and what it drops out are functions of the seed: those that `keras.utils.set_random_seed` gives.
+    That seeds Python's one generator for the process, from which Prefect's threads draw as well, at any moment.
+    """
     import keras
 
     default = keras.config.dtype_policy()
     keras.config.set_dtype_policy(policy)
     try:
-        return NETWORKS[network]()
+        model = NETWORKS[network]()
     finally:
         keras.config.set_dtype_policy(default)
+    seeds = random.Random(seed)  # noqa: S311 - they are to be the same in every run
+    return type(model).from_config(_fill_in_seeds(model.get_config(), seeds))
+
+
+def _fill_in_seeds(config: Any, seeds: random.Random) -> Any:
+    if isinstance(config, list):
+        return [_fill_in_seeds(item, seeds) for item in config]
+    if isinstance(config, dict):
+        return {
+            name: seeds.randint(1, 10**9) if name == "seed" and value is None else _fill_in_seeds(value, seeds)
+            for name, value in config.items()
+        }
+    return config
 
 
 def fit(

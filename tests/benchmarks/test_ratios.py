@@ -47,7 +47,7 @@ from tasks.train import TrainParameters, build, dtype_policy, fit
 parameters = TrainParameters()
 import_keras()
 policy = dtype_policy(parameters)
-tell(lambda: fit(build(parameters.network, policy), train, validation, parameters, Checkpoint("key")))
+tell(lambda: fit(build(parameters.network, policy, parameters.seed), train, validation, parameters, Checkpoint("key")))
 """
 
 

@@ -47,8 +47,7 @@ def train(splits, checkpoint, parameters=PARAMETERS):
     """Train as in a fresh process."""
     keras = import_keras()
     keras.utils.clear_session()
-    keras.utils.set_random_seed(0)
-    model = build(parameters.network, "float32")
+    model = build(parameters.network, "float32", seed=0)
     history = fit(model, *splits, parameters, checkpoint)
     return digest_weights(model), [epoch.model_dump(exclude={"seconds"}) for epoch in history]
 

@@ -1,6 +1,7 @@
 """Training: the network, the split, the recipe; and that it learns at all."""
 
 import hashlib
+import random
 
 import numpy as np
 import pytest
@@ -14,7 +15,9 @@ from tasks.train import (
     TrainParameters,
     adam,
     apply_temperature,
+    build,
     change,
+    digest_weights,
     fit_temperature,
     hold_out,
     one_hot,
@@ -119,6 +122,22 @@ def test_a_preset_fills_in_what_is_not_given():
     for wrong in ("slow", ["fast"], None):
         with pytest.raises(ValidationError, match="preset\n  Input should be 'fast', 'seed' or 'compact'"):
             TrainParameters.model_validate({"preset": wrong})
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_first_weights_and_dropout_are_a_function_of_the_seed_whoever_else_draws(network):
+    import_keras()
+
+    def built(seed):
+        model = build(network, "float32", seed)
+        outputs = [model(np.ones((4, 28, 28, 1), np.float32), training=True).numpy() for _ in range(2)]
+        return digest_weights(model), *(output.tobytes() for output in outputs)
+
+    random.seed(0)
+    first = built(seed=1)
+    random.seed(1)
+    assert built(seed=1) == first
+    assert all(mine != other for mine, other in zip(built(seed=2), first, strict=True))
 
 
 @pytest.mark.parametrize("schedule", ["constant", "falling"])

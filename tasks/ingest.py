@@ -149,7 +149,7 @@ def ingest_data(parameters: IngestParameters) -> Dataset:
         arrays = read_npz(download_npz())
     else:
         arrays = read_path(parameters)
-    digests = {name: hashlib.sha256(arrays[name].tobytes()).hexdigest() for name in MNIST}
+    digests = {name: hashlib.sha256(np.ascontiguousarray(arrays[name]).data).hexdigest() for name in MNIST}
     if source != "path":
         for name, expected in MNIST.items():
             if digests[name] != expected:

@@ -34,9 +34,9 @@ MILESTONES = {
     "the server's first start": r"Beginning flow run",
     "ingest": r"'ingest-.*Finished",
     "validate": r"'validate-.*Finished",
-    "check-labels": r"'check-labels-.*Finished",
-    "TensorFlow ready, the network built": r"training baseline",
-    "the first half of the training": r"epoch \d\.\d\d of",
+    "check-labels, with TensorFlow's import": r"'check-labels-.*Finished",
+    "the network built": r"'train-.*training baseline",  # check-labels trains as well
+    "the first half of the training": r"'train-.*epoch \d\.\d\d of",
 }
 
 

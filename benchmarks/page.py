@@ -8,6 +8,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
 from artifacts.figures import BLUE, VERMILION
 from benchmarks.measure import Row
@@ -93,7 +94,13 @@ def presets(rows: list[Row], folder: Path) -> str:
             row.name, (row.median("fit_cpu"), statistics.mean(wrong)), xytext=(7, 5), textcoords="offset points"
         )
     axes.set(xscale="log", yscale="log", xlabel="CPU seconds of the fit", ylabel="test images wrong, %")
-    axes.grid(visible=True, which="both", alpha=0.3)
+    axes.margins(0.15)
+    for axis, places in ((axes.xaxis, (1, 2, 3, 5)), (axes.yaxis, range(1, 10))):
+        axis.set_major_locator(LogLocator(subs=places))
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_locator(NullLocator())
+    axes.grid(visible=True, alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
     save(figure, folder / "presets.png")
     return "\n".join(
         [

@@ -30,9 +30,9 @@ class Checkpoint:
     and the step, from which learning rate and batches follow), and the history.
     """
 
-    def __init__(self, key: str | None):
-        """Keep the checkpoint under the cache key of its step; without one, keep none."""
-        self._file = _folder(key) / "training.npz" if key else None
+    def __init__(self, key: str | None, network: str = "training"):
+        """Keep the checkpoint of a network under the cache key of its step; without one, keep none."""
+        self._file = _folder(key) / f"{network}.npz" if key else None
 
     def save(self, model: "keras.Model", history: list[Epoch]) -> None:
         """Replace the checkpoint."""

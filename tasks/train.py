@@ -7,6 +7,7 @@ import platform
 import random
 import re
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -59,6 +60,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "validations_per_epoch": 1,
     },
 }
+PRESETS["distilled"] = PRESETS["compact"] | {"teachers": 3}
 
 
 def _without_defaults(schema: dict[str, Any]) -> None:
@@ -73,7 +75,7 @@ class TrainParameters(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", json_schema_extra=_without_defaults)
 
-    preset: Literal["fast", "seed", "compact"] = Field(
+    preset: Literal["fast", "seed", "compact", "distilled"] = Field(
         default="fast", description="The recipe, which fills in what isn't given."
     )
     network: Annotated[str, AfterValidator(_known_network)] = Field(
@@ -100,6 +102,12 @@ class TrainParameters(BaseModel):
         le=3,
         description="How much images are changed at random: 1 turns them by up to 10 degrees, and scales, slants and "
         "shifts them as much as people do; 0 leaves them as they are.",
+    )
+    teachers: int = Field(
+        default=0,
+        ge=0,
+        le=20,
+        description="Networks that are trained first; the network then learns their mean answers, not the labels.",
     )
     validations_per_epoch: int = Field(
         default=2, ge=1, le=100, description="How often in an epoch the validation split is looked at."
@@ -166,8 +174,9 @@ def train_model(dataset: Dataset, parameters: TrainParameters) -> Training:
     started, cpu_started = time.perf_counter(), time.process_time()
     fitted = build(parameters.network, precision, parameters.seed)
     made = origin()
-    checkpoint = Checkpoint(made.key.digest if made and made.key else None)
-    history = fit(fitted, train, validation, parameters, checkpoint)
+    key = made.key.digest if made and made.key else None
+    teachers = fit_teachers(train, validation, parameters, key)
+    history = fit(fitted, train, validation, parameters, Checkpoint(key), teachers)
     fit_seconds, fit_cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started
     if not all(math.isfinite(epoch.loss) and math.isfinite(epoch.val_loss) for epoch in history):
         raise ModelError(
@@ -253,10 +262,38 @@ def _fill_in_seeds(config: Any, seeds: random.Random) -> Any:
     return config
 
 
+def fit_teachers(train: Split, validation: Split, parameters: TrainParameters, key: str | None) -> "list[keras.Model]":
+    """Fit the networks whose answers are to be learnt, by the labels; each has a checkpoint under the key.
+
+    Learning the mean answers of several networks is the distillation of Hinton et al., "Distilling the Knowledge in a
+    Neural Network", arXiv:1503.02531, here on images that are changed at random, of which no label is exact.
+    """
+    teachers = []
+    for n, seed in enumerate(np.random.SeedSequence(parameters.seed).generate_state(parameters.teachers).tolist()):
+        run_logger().info(f"teacher {n + 1} of {parameters.teachers}:")
+        by_labels = parameters.model_copy(update={"teachers": 0, "seed": seed})
+        teachers.append(build(parameters.network, dtype_policy(parameters), seed))
+        fit(teachers[-1], train, validation, by_labels, Checkpoint(key, f"teacher-{n}"))
+    return teachers
+
+
 def fit(
-    model: "keras.Model", train: Split, validation: Split, parameters: TrainParameters, checkpoint: Checkpoint
+    model: "keras.Model",
+    train: Split,
+    validation: Split,
+    parameters: TrainParameters,
+    checkpoint: Checkpoint,
+    teachers: "Sequence[keras.Model]" = (),
 ) -> tuple[Epoch, ...]:
     """Fit the model in place, from the checkpoint on if there is one.
+
+    Args:
+        model: The network; it is compiled here.
+        train: What it learns.
+        validation: What it is looked at with.
+        parameters: The recipe.
+        checkpoint: Where the state after each validation is kept.
+        teachers: Networks whose mean answers it learns instead of the labels.
 
     Returns:
         The history, a record each time that the validation split was looked at.
@@ -325,7 +362,7 @@ def fit(
         return tuple(history)
     # Keras calls an epoch what ends with a validation: here that is a part of one.
     model.fit(
-        batches(train, parameters, skip=len(history) * steps_per_part),
+        batches(train, parameters, teachers, skip=len(history) * steps_per_part),
         initial_epoch=len(history),
         epochs=n_parts,
         steps_per_epoch=steps_per_part,
@@ -363,16 +400,17 @@ def adam(parameters: TrainParameters, learning_rate: Any) -> "keras.optimizers.A
     return Adam(learning_rate, beta_1=parameters.beta_1, beta_2=parameters.beta_2)
 
 
-def batches(train: Split, parameters: TrainParameters, skip: int = 0) -> Any:
+def batches(train: Split, parameters: TrainParameters, teachers: "Sequence[keras.Model]" = (), skip: int = 0) -> Any:
     """The batches of a training in their order, which is a function of the seed and the epoch alone.
 
     Args:
         train: The images and labels.
-        parameters: Of these, the batch size, the epochs, the seed and the smoothing.
+        parameters: Of these, the batch size, the epochs, the seed, the changes and the smoothing.
+        teachers: Networks whose mean answers to the changed images take the place of the labels.
         skip: Batches to leave out at the beginning.
 
     Returns:
-        A `tf.data.Dataset` of images, float32 of shape ``(batch_size, height, width, 1)``, and smoothed labels,
+        A `tf.data.Dataset` of images, float32 of shape ``(batch_size, height, width, 1)``, and what is to be learnt,
         float32 of shape ``(batch_size, 10)``. The images lie in memory once, and the batches gather them.
     """
     import tensorflow as tf
@@ -394,6 +432,8 @@ def batches(train: Split, parameters: TrainParameters, skip: int = 0) -> Any:
         images = tf.gather(x, batch)
         if parameters.augmentation:
             images = change(images, parameters.augmentation, [parameters.seed, step])
+        if teachers:
+            return images, tf.add_n([teacher(images, training=False) for teacher in teachers]) / len(teachers)
         return images, tf.gather(y, batch)
 
     return tf.data.Dataset.from_tensor_slices((np.arange(len(indices))[skip:], indices[skip:])).map(gather).prefetch(2)

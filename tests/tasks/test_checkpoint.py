@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 from artifacts.dataset import load_train
 from tasks.checkpoint import Checkpoint
 from tasks.networks import import_keras
-from tasks.train import TrainParameters, build, digest_weights, fit, hold_out
+from tasks.train import TrainParameters, build, digest_weights, fit, fit_teachers, hold_out
 from tests.conftest import as_flags
 
 # Six validations, within epochs too; dropout is on.
@@ -69,6 +70,29 @@ def test_so_does_a_training_on_changed_images(splits, home):
     with pytest.raises(KilledError):
         train(splits, KilledAfter("key", 1), COMPACT)
     assert train(splits, Checkpoint("key"), COMPACT) == train(splits, Checkpoint(None), COMPACT)
+
+
+def test_what_a_distilled_network_and_its_teachers_had_learnt_is_kept(splits, home):
+    keras = import_keras()
+    parameters = COMPACT.model_copy(update={"teachers": 2})
+    folder = home / "checkpoints" / "key"
+
+    def distil(checkpoint):
+        keras.utils.clear_session()
+        teachers = fit_teachers(*splits, parameters, "key")
+        model = build(parameters.network, "float32", seed=0)
+        fit(model, *splits, parameters, checkpoint, teachers)
+        return [digest_weights(network) for network in (*teachers, model)]
+
+    with pytest.raises(KilledError):
+        distil(KilledAfter("key", 1))
+    teachers = {file: file.stat().st_mtime_ns for file in folder.glob("teacher-*")}
+    assert {file.name for file in teachers} == {"teacher-0.npz", "teacher-1.npz"}
+    resumed = distil(Checkpoint("key"))
+    assert len(set(resumed)) == 3
+    assert {file: file.stat().st_mtime_ns for file in teachers} == teachers
+    shutil.rmtree(folder)
+    assert distil(Checkpoint("key")) == resumed
 
 
 def test_a_spoilt_checkpoint_is_said_and_not_used(splits, undisturbed, home, caplog):

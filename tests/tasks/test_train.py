@@ -15,6 +15,7 @@ from tasks.train import (
     TrainParameters,
     adam,
     apply_temperature,
+    batches,
     build,
     change,
     digest_weights,
@@ -120,7 +121,7 @@ def test_a_preset_fills_in_what_is_not_given():
     properties = TrainParameters.model_json_schema()["properties"]
     assert [name for name, field in properties.items() if "default" in field] == ["preset"]  # what a form would send
     for wrong in ("slow", ["fast"], None):
-        with pytest.raises(ValidationError, match="preset\n  Input should be 'fast', 'seed' or 'compact'"):
+        with pytest.raises(ValidationError, match="preset\n  Input should be 'fast', 'seed', 'compact' or 'distilled'"):
             TrainParameters.model_validate({"preset": wrong})
 
 
@@ -138,6 +139,16 @@ def test_first_weights_and_dropout_are_a_function_of_the_seed_whoever_else_draws
     random.seed(1)
     assert built(seed=1) == first
     assert all(mine != other for mine, other in zip(built(seed=2), first, strict=True))
+
+
+def test_what_is_learnt_of_teachers_is_their_mean_answer_to_the_changed_image(dataset):
+    import_keras()
+    train = load_train(dataset)
+    teachers = [build("compact", "float32", seed) for seed in (1, 2)]
+    images, answers = next(iter(batches(train, TrainParameters(preset="distilled", batch_size=20), teachers)))
+    assert not any((image == images.numpy()).all(axis=(1, 2, 3)).any() for image in train.x)
+    expected = np.mean([teacher.predict(images, verbose=0) for teacher in teachers], axis=0)
+    np.testing.assert_allclose(answers, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("schedule", ["constant", "falling"])

@@ -19,8 +19,9 @@ NETWORKS: dict[str, Builder] = {}
 def network(builder: Builder) -> Builder:
     """Make a builder known under its own name.
 
-    It takes images of shape ``(28, 28, 1)`` in 0–1 to 10 probabilities. Its last layer is a Dense one with softmax: the
-    temperature goes into its weights, and its input is what the explanations call the features of an image.
+    It is a Sequential or functional model, as it is built again from its configuration, with seeds. It takes images of
+    shape ``(28, 28, 1)`` in 0–1 to 10 probabilities. Its last layer is a Dense one with softmax: the temperature goes
+    into its weights, and its input is what the explanations call the features of an image.
     """
     NETWORKS[builder.__name__] = builder
     return builder

@@ -178,11 +178,6 @@ def train_model(dataset: Dataset, parameters: TrainParameters) -> Training:
     teachers = fit_teachers(train, validation, parameters, key)
     history = fit(fitted, train, validation, parameters, Checkpoint(key), teachers)
     fit_seconds, fit_cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started
-    if not all(math.isfinite(epoch.loss) and math.isfinite(epoch.val_loss) for epoch in history):
-        raise ModelError(
-            f"the training diverged at --train.learning_rate {parameters.learning_rate:g}: "
-            "its loss is no number; lower it"
-        )
 
     # Whoever loads the model gets plain float32 arithmetic; the weights are float32 in either policy.
     model = build(parameters.network, "float32", parameters.seed)
@@ -297,6 +292,9 @@ def fit(
 
     Returns:
         The history, a record each time that the validation split was looked at.
+
+    Raises:
+        ModelError: Raised at the first validation after the training has diverged; no checkpoint holds what it became.
     """
     import keras
 
@@ -325,6 +323,11 @@ def fit(
             )
 
         def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
+            if not (math.isfinite(logs["loss"]) and math.isfinite(logs["val_loss"])):
+                raise ModelError(
+                    f"the training diverged at --train.learning_rate {parameters.learning_rate:g}: "
+                    "its loss is no number; lower it"
+                )
             now = time.perf_counter()
             record = Epoch(
                 epoch=(epoch + 1) / n_parts * parameters.epochs,

@@ -188,12 +188,19 @@ def test_changed_images_are_a_function_of_the_seed_and_keep_their_middle(dataset
         assert set(np.flatnonzero(along)) == set(range(10, 18))
 
 
-def test_a_training_that_diverges_is_said_in_one_line(dataset, training, monkeypatch):
-    # No bounded learning rate makes Keras's clipped loss overflow on the sample.
-    diverged = training.history[0].model_copy(update={"loss": float("nan")})
-    monkeypatch.setattr("tasks.train.fit", lambda *_: (diverged,))
+@pytest.mark.parametrize("teachers", [0, 1])
+def test_a_training_that_diverges_stops_at_its_first_validation(dataset, monkeypatch, teachers):
+    """No bounded learning rate makes Keras's clipped loss overflow on the sample: weights that overflow do."""
+    keras = import_keras()
+
+    def overflowing():
+        dense = keras.layers.Dense(10, "softmax", kernel_initializer=keras.initializers.Constant(float("inf")))
+        return keras.Sequential([keras.Input((28, 28, 1)), keras.layers.Flatten(), dense])
+
+    monkeypatch.setitem(NETWORKS, "baseline", overflowing)
+    monkeypatch.setattr("tasks.train.Checkpoint.save", lambda *_: pytest.fail("a state that is no number was kept"))
     with pytest.raises(ModelError, match=r"diverged at --train.learning_rate 0.008: its loss is no number"):
-        train_model.fn(dataset, FAST)
+        train_model.fn(dataset, FAST.model_copy(update={"epochs": 3, "teachers": teachers}))
 
 
 def test_the_temperature_makes_confidence_what_accuracy_is():

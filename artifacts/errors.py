@@ -48,4 +48,4 @@ class ReproduceError(MnistError):
 
 
 class ModelError(MnistError):
-    """Raised if a saved model can't be loaded, or doesn't predict what it should."""
+    """Raised if a training diverges, or a saved model can't be loaded, or doesn't predict what it should."""

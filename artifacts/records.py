@@ -161,8 +161,9 @@ class Epoch(Record):
 
     Attributes:
         epoch: Epochs done, counted in parts of one if validation happens within epochs.
-        loss: Mean cross-entropy with the smoothed labels over the training images since the line before.
-        accuracy: Their share of right predictions, in 0–1, while the weights were changing.
+        loss: Mean cross-entropy with what is learnt (the smoothed labels, or the teachers' mean answers) over the
+            training images since the line before.
+        accuracy: Their share of predictions that agree with it, in 0–1, while the weights were changing.
         val_loss: Mean cross-entropy over the validation split.
         val_accuracy: Its share of right predictions, in 0–1.
         learning_rate: Of the last step.
@@ -190,8 +191,10 @@ class Training(StepRecord):
         description="What the logits were divided by to calibrate the model, on its validation split."
     )
     processor: str = Field(description="The processor of the fit; the weights' last bits depend on its kind and cores.")
-    fit_seconds: float = Field(description="Wall seconds of the fit, with validation.")
-    fit_cpu_seconds: float = Field(description="CPU seconds of the fit, of all the process's threads.")
+    fit_seconds: float = Field(
+        description="Wall seconds of the fit, with validation and teachers, in the process that ended it."
+    )
+    fit_cpu_seconds: float = Field(description="CPU seconds of the same, of all the process's threads.")
 
     def identity(self) -> dict[str, Any]:
         """What a later step's key holds: the model and its curves, not how long they took."""

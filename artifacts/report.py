@@ -149,6 +149,7 @@ class RunReport(Results):
             "Network": f"{model.network}, {model.n_parameters:,} parameters",
             "Trained on": f"{training.n_train:,} images; {training.n_validation:,} held out to validate on",
             "Epochs": f"{training.history[-1].epoch:g}",
+            "Learnt of each image": self.learnt,
             "Calibration": f"logits divided by {training.temperature:.3f}, fitted on the held-out images",
             "Fit": f"{training.fit_seconds:.1f} s in {training.precision}",
             "Fresh interpreter": f"loads in {infra.load_seconds:.1f} s without this project and a network, "
@@ -160,6 +161,27 @@ class RunReport(Results):
             "Input": "28×28 greyscale image in 0–1, light ink on dark, shape (n, 28, 28, 1)",
             "Output": "probabilities of the digits 0–9, shape (n, 10)",
         }
+
+    @property
+    def learnt(self) -> str:
+        """What the model learnt of each training image."""
+        teachers = self.parameters["train"].get("teachers", 0)
+        return f"the mean answer of {_plural(teachers, 'network')}, trained before it" if teachers else "the label"
+
+    @property
+    def about_the_curves(self) -> str:
+        """Why the curves of training and validation aren't the same."""
+        changed = "dropout and changes of the images are on, where the recipe has them"
+        if self.learnt == "the label":
+            smoothing = self.parameters["train"]["label_smoothing"]
+            return (
+                f"While training, labels are smoothed by {smoothing} and {changed}: "
+                "loss lies above val_loss for that reason."
+            )
+        return (
+            f"Learnt is {self.learnt}: loss and accuracy are measured against that, "
+            f"val_loss and val_accuracy against the label. While training, {changed}."
+        )
 
     @property
     def parameters_digest(self) -> str:

@@ -49,9 +49,9 @@ class Row(BaseModel):
 
 
 def without_settings(**variables: str) -> dict[str, str]:
-    """The caller's environment without its settings, and with these variables."""
-    ours = ("MNIST_", "PREFECT_", "MLFLOW_")
-    return {name: value for name, value in os.environ.items() if not name.startswith(ours)} | variables
+    """The caller's environment without settings of ours and of libraries, and with these variables."""
+    settings = ("MNIST_", "PREFECT_", "MLFLOW_", "TF_")
+    return {name: value for name, value in os.environ.items() if not name.startswith(settings)} | variables
 
 
 def measure(*arguments: str | Path, **variables: str) -> Cost:

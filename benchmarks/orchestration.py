@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import resource
 import signal
 import subprocess
 import sys
@@ -126,7 +125,6 @@ def to_the_first_validation() -> Cost:
         checkout = Path(folder) / "checkout"
         subprocess.run(["git", "clone", "--quiet", CHECKOUT, checkout], check=True)
         environment = without_settings(UV_CACHE_DIR=f"{folder}/uv", PIP_CACHE_DIR=f"{folder}/pip", PYTHONUNBUFFERED="1")
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         started = last = time.perf_counter()
         process = subprocess.Popen(
             ["make", "train", f"PYTHON={sys.executable}"],
@@ -150,7 +148,9 @@ def to_the_first_validation() -> Cost:
                 raise RuntimeError(f"make train ended without {', '.join(MILESTONES.keys() - stages.keys())}")
         finally:
             os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does; the run ends its server
-            process.communicate()
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-        return Cost(wall=last - started, cpu=cpu, peak_mb=after.ru_maxrss / 1024, told=stages)
+            for _ in process.stdout or ():
+                pass
+            _, process.returncode, usage = os.wait4(process.pid, 0)
+        return Cost(
+            wall=last - started, cpu=usage.ru_utime + usage.ru_stime, peak_mb=usage.ru_maxrss / 1024, told=stages
+        )

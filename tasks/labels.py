@@ -13,7 +13,7 @@ from artifacts.records import N_CLASSES, Dataset, LabelCheck
 from artifacts.store import put, put_bytes
 from tasks.caching import StepCache, origin
 from tasks.checkpoint import Checkpoint
-from tasks.logs import run_logger
+from tasks.logs import Progress, run_logger
 from tasks.networks import import_keras
 from tasks.train import TrainParameters, apply_temperature, build, dtype_policy, fit, fit_temperature
 
@@ -79,11 +79,12 @@ def predict_out_of_sample(train: Split) -> npt.NDArray[np.float64]:
     if counts.min() < 2:
         raise DataError(f"class {counts.argmin()} has {counts.min()} training images; at least 2 are needed")
     probabilities = np.empty((len(train.y), N_CLASSES), np.float32)
+    progress = Progress(2)
     for rest, held_out in StratifiedKFold(2, shuffle=True, random_state=0).split(train.y, train.y):
         keras.utils.clear_session()
         model = build(RECIPE.network, dtype_policy(RECIPE), RECIPE.seed)
         unseen = Split(train.x[held_out], train.y[held_out])
         monitored = Split(unseen.x[:N_MONITORED], unseen.y[:N_MONITORED])
-        fit(model, Split(train.x[rest], train.y[rest]), monitored, RECIPE, Checkpoint(None))
+        fit(model, Split(train.x[rest], train.y[rest]), monitored, RECIPE, Checkpoint(None), progress)
         probabilities[held_out] = model.predict(unseen.x, batch_size=1000, verbose=0)
     return apply_temperature(probabilities, fit_temperature(train.y, probabilities))

@@ -26,15 +26,22 @@ def run_logger() -> "logging.Logger | logging.LoggerAdapter[logging.Logger]":
 class Progress:
     """How far a step is, on the run's page while it goes; nothing where the task was called as `task.fn(…)`."""
 
-    def __init__(self) -> None:
-        """Begin at 0."""
+    def __init__(self, n_parts: int = 1) -> None:
+        """Begin at 0, of as many parts."""
+        self._part, self._n_parts = 0, n_parts
         context = TaskRunContext.get()
         self._key = f"{context.task.name}-progress" if context else None
         self._artifact: UUID | None = None
         self._shown = 0.0
 
+    def begin(self, what: str) -> str:
+        """Begin the next part; what to put before what is said of it: ``"network 2 of 4: "``, nothing if it's alone."""
+        self._part += 1
+        return f"{what} {self._part} of {self._n_parts}: " if self._n_parts > 1 else ""
+
     def show(self, share: float, description: str) -> None:
-        """Show a share in 0–1, and what it means; at most every two seconds, and at the end."""
+        """Show a share of the part in 0–1, and what it means; at most every two seconds, and at the end."""
+        share = (self._part - 1 + share) / self._n_parts
         if self._key is None or (share < 1 and time.monotonic() - self._shown < 2):
             return
         self._shown = time.monotonic()

@@ -94,7 +94,10 @@ class TrainParameters(BaseModel):
     beta_1: float = Field(default=0.8, ge=0, lt=1, description="How much Adam's mean of the gradients remembers.")
     beta_2: float = Field(default=0.95, ge=0, lt=1, description="How much its mean of their squares remembers.")
     label_smoothing: float = Field(
-        default=0.05, ge=0, lt=1, description="Share of a label's weight that is spread over all classes."
+        default=0.05,
+        ge=0,
+        lt=1,
+        description="Share of a label's weight that is spread over all classes; teachers' answers stay as they are.",
     )
     augmentation: float = Field(
         default=0.0,
@@ -175,8 +178,9 @@ def train_model(dataset: Dataset, parameters: TrainParameters) -> Training:
     fitted = build(parameters.network, precision, parameters.seed)
     made = origin()
     key = made.key.digest if made and made.key else None
-    teachers = fit_teachers(train, validation, parameters, key)
-    history = fit(fitted, train, validation, parameters, Checkpoint(key), teachers)
+    progress = Progress(parameters.teachers + 1)
+    teachers = fit_teachers(train, validation, parameters, key, progress)
+    history = fit(fitted, train, validation, parameters, Checkpoint(key), progress, teachers)
     fit_seconds, fit_cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started
 
     # Whoever loads the model gets plain float32 arithmetic; the weights are float32 in either policy.
@@ -257,7 +261,9 @@ def _fill_in_seeds(config: Any, seeds: random.Random) -> Any:
     return config
 
 
-def fit_teachers(train: Split, validation: Split, parameters: TrainParameters, key: str | None) -> "list[keras.Model]":
+def fit_teachers(
+    train: Split, validation: Split, parameters: TrainParameters, key: str | None, progress: Progress
+) -> "list[keras.Model]":
     """Fit the networks whose answers are to be learnt, by the labels; each has a checkpoint under the key.
 
     Learning the mean answers of several networks is the distillation of Hinton et al., "Distilling the Knowledge in a
@@ -265,10 +271,9 @@ def fit_teachers(train: Split, validation: Split, parameters: TrainParameters, k
     """
     teachers = []
     for n, seed in enumerate(np.random.SeedSequence(parameters.seed).generate_state(parameters.teachers).tolist()):
-        run_logger().info(f"teacher {n + 1} of {parameters.teachers}:")
         by_labels = parameters.model_copy(update={"teachers": 0, "seed": seed})
         teachers.append(build(parameters.network, dtype_policy(parameters), seed))
-        fit(teachers[-1], train, validation, by_labels, Checkpoint(key, f"teacher-{n}"))
+        fit(teachers[-1], train, validation, by_labels, Checkpoint(key, f"teacher-{n}"), progress)
     return teachers
 
 
@@ -278,6 +283,7 @@ def fit(
     validation: Split,
     parameters: TrainParameters,
     checkpoint: Checkpoint,
+    progress: Progress,
     teachers: "Sequence[keras.Model]" = (),
 ) -> tuple[Epoch, ...]:
     """Fit the model in place, from the checkpoint on if there is one.
@@ -288,6 +294,7 @@ def fit(
         validation: What it is looked at with.
         parameters: The recipe.
         checkpoint: Where the state after each validation is kept.
+        progress: Of the step, of which this is the next part.
         teachers: Networks whose mean answers it learns instead of the labels.
 
     Returns:
@@ -301,7 +308,7 @@ def fit(
     n_steps = max(1, round(max(1, len(train.y) // parameters.batch_size) * parameters.epochs))
     n_parts = min(max(1, round(parameters.validations_per_epoch * parameters.epochs)), n_steps)
     steps_per_part = n_steps // n_parts
-    log, progress = run_logger(), Progress()
+    log, which = run_logger(), progress.begin("network")
     history: list[Epoch] = []
 
     class OneCycle(keras.optimizers.schedules.LearningRateSchedule):  # type: ignore[misc]
@@ -318,7 +325,7 @@ def fit(
             left = (time.perf_counter() - self.began) * (1 - done) / (done - begun)
             progress.show(
                 done,
-                f"epoch {done * parameters.epochs:.2f} of {parameters.epochs:g}, "
+                f"{which}epoch {done * parameters.epochs:.2f} of {parameters.epochs:g}, "
                 f"accuracy {logs['categorical_accuracy']:.4f}, about {left:.0f} s left",
             )
 
@@ -343,7 +350,7 @@ def fit(
             checkpoint.save(self.model, history)
             left = (n_parts - len(history)) * sum(past.seconds for past in history) / len(history)
             log.info(
-                f"epoch {record.epoch:.2f} of {parameters.epochs:g}: loss {record.loss:.4f}, "
+                f"{which}epoch {record.epoch:.2f} of {parameters.epochs:g}: loss {record.loss:.4f}, "
                 f"accuracy {record.accuracy:.4f}, val_loss {record.val_loss:.4f}, "
                 f"val_accuracy {record.val_accuracy:.4f}; about {left:.0f} s left"
             )
@@ -354,13 +361,14 @@ def fit(
         metrics=[keras.metrics.CategoricalAccuracy()],
     )
     log.info(
-        f"training {parameters.network}, {model.count_params():,} parameters, on {len(train.y):,} images "
+        f"{which}training {parameters.network}, {model.count_params():,} parameters, on {len(train.y):,} images "
         f"for {parameters.epochs:g} {'epoch' if parameters.epochs == 1 else 'epochs'} in {model.dtype_policy.name}"
+        + (", by its teachers' mean answers" if teachers else "")
     )
     history.extend(checkpoint.restore(model))
     begun = len(history) / n_parts
     if history:
-        log.info(f"going on from epoch {history[-1].epoch:.2f}, which an earlier process got to")
+        log.info(f"{which}going on from epoch {history[-1].epoch:.2f}, which an earlier process got to")
     if len(history) == n_parts:
         return tuple(history)
     # Keras calls an epoch what ends with a validation: here that is a part of one.

@@ -490,6 +490,17 @@ def test_model_card_says_what_the_model_is(run):
     assert card["Test accuracy"] == "0.9925"
 
 
+def test_what_a_distilled_network_learnt_is_said(run):
+    parameters = run.parameters | {"train": run.parameters["train"] | {"teachers": 3}}
+    distilled = run.model_copy(update={"parameters": parameters})
+    learnt = [dict(rows(report.model_card(one)))["Learnt of each image"] for one in (run, distilled)]
+    assert learnt == ["the label", "the mean answer of 3 networks, trained before it"]
+    for write in (report.learning_curves, report.report_html):
+        assert "labels are smoothed" in write(run)
+        assert "labels are smoothed" not in write(distilled)
+        assert "Learnt is the mean answer of 3 networks" in write(distilled)
+
+
 def test_lineage_goes_from_the_data_to_the_version(run):
     markdown = report.lineage(run)
     [(kind, diagram)] = elements(markdown)

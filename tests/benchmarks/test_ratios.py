@@ -45,13 +45,24 @@ tell(lambda: compiled().fit(train.x, train.y, validation_data=validation, verbos
 OURS = f"""n = 12_800
 {SPLITS}
 from tasks.checkpoint import Checkpoint
+from tasks.logs import Progress
 from tasks.networks import import_keras
 from tasks.train import TrainParameters, build, dtype_policy, fit
 parameters = TrainParameters()
 import_keras()
 policy = dtype_policy(parameters)
-tell(lambda: fit(build(parameters.network, policy, parameters.seed), train, validation, parameters, Checkpoint("key")))
+model = build(parameters.network, policy, parameters.seed)
+tell(lambda: fit(model, train, validation, parameters, Checkpoint("key"), Progress()))
 """
+
+
+def test_what_this_process_told_libraries_is_not_told_to_what_is_measured(monkeypatch):
+    monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "1")  # as importing Keras here does
+    code = (
+        "import json, os; print(json.dumps({name: value for name, value in os.environ.items() if name[:3] == 'TF_'}))"
+    )
+    assert measure("-c", code).told == {}
+    assert measure("-c", code, TF_ENABLE_ONEDNN_OPTS="0").told == {"TF_ENABLE_ONEDNN_OPTS": "0"}
 
 
 @pytest.mark.timeout(900)  # a slow or busy machine may take long; only the ratio counts

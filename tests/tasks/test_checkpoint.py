@@ -12,6 +12,7 @@ import pytest
 
 from artifacts.dataset import load_train
 from tasks.checkpoint import Checkpoint
+from tasks.logs import Progress
 from tasks.networks import import_keras
 from tasks.train import TrainParameters, build, digest_weights, fit, fit_teachers, hold_out
 from tests.conftest import as_flags
@@ -49,7 +50,7 @@ def train(splits, checkpoint, parameters=PARAMETERS):
     keras = import_keras()
     keras.utils.clear_session()
     model = build(parameters.network, "float32", seed=0)
-    history = fit(model, *splits, parameters, checkpoint)
+    history = fit(model, *splits, parameters, checkpoint, Progress())
     return digest_weights(model), [epoch.model_dump(exclude={"seconds"}) for epoch in history]
 
 
@@ -79,9 +80,10 @@ def test_what_a_distilled_network_and_its_teachers_had_learnt_is_kept(splits, ho
 
     def distil(checkpoint):
         keras.utils.clear_session()
-        teachers = fit_teachers(*splits, parameters, "key")
+        progress = Progress(3)
+        teachers = fit_teachers(*splits, parameters, "key", progress)
         model = build(parameters.network, "float32", seed=0)
-        fit(model, *splits, parameters, checkpoint, teachers)
+        fit(model, *splits, parameters, checkpoint, progress, teachers)
         return [digest_weights(network) for network in (*teachers, model)]
 
     with pytest.raises(KilledError):

@@ -151,6 +151,14 @@ def test_what_is_learnt_of_teachers_is_their_mean_answer_to_the_changed_image(da
     np.testing.assert_allclose(answers, expected, atol=1e-6)
 
 
+def test_a_training_with_teachers_learns_from_them(dataset, training, caplog):
+    caplog.set_level("INFO")
+    distilled = train_model.fn(dataset, FAST.model_copy(update={"teachers": 1}))
+    assert distilled.model.weights_digest != training.model.weights_digest
+    assert "network 1 of 2: training baseline" in caplog.text
+    assert "by its teachers' mean answers" in caplog.text
+
+
 @pytest.mark.parametrize("schedule", ["constant", "falling"])
 def test_adam_does_what_keras_does(dataset, schedule):
     """The same steps, but for float32's last digits."""

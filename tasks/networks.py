@@ -86,6 +86,8 @@ def import_keras() -> ModuleType:
     """
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     logging.getLogger("absl").setLevel(logging.ERROR)  # Keras warns there that the seed's .h5 is a legacy format
+    # TensorFlow warns of each shape that it hasn't seen, which the last batch of any data of one's own has.
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
     with tempfile.TemporaryFile() as chatter:
         stderr = os.dup(2)
         os.dup2(chatter.fileno(), 2)

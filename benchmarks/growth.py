@@ -7,10 +7,10 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import islice, product
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -26,7 +26,6 @@ from tasks.validate import ValidateParameters, validate_data
 
 TIMES = (1, 2, 5, 10)
 N_SMALL = 2_000
-Result = TypeVar("Result")
 
 
 def growth(repeats: int) -> list[Row]:
@@ -60,34 +59,35 @@ def prepare(folder: Path) -> None:
 
 
 def one(folder: Path, k: int) -> dict[str, float]:
-    """Run the steps on k times MNIST, after a small one, so that no import counts; the CPU seconds of each."""
-    steps(folder, "small", N_SMALL, N_SMALL)
-    return steps(folder, str(k), 60_000 * k, 10_000 * k)
-
-
-def steps(folder: Path, data: str, n_train: int, n_test: int) -> dict[str, float]:
-    """Run the steps once on a data set of the folder; the CPU seconds of each."""
+    """Run each step on k times MNIST, after a small data set, so that no import counts; the CPU seconds of each."""
     seconds: dict[str, float] = {}
-
-    def timed(step: str, call: Callable[[], Result]) -> Result:
+    measured = steps(folder, str(k), 60_000 * k, 10_000 * k)
+    for step in steps(folder, "small", N_SMALL, N_SMALL):
         started = time.process_time()
-        result = call()
+        next(measured)
         seconds[step] = time.process_time() - started
-        return result
+    return seconds
 
-    file = folder / f"{data}.npz"
-    dataset = timed("ingest", lambda: ingest_data.fn(IngestParameters(source="path", path=file)))
+
+def steps(folder: Path, data: str, n_train: int, n_test: int) -> Iterator[str]:
+    """Run the steps on a data set of the folder; the name of each when it is done."""
+    dataset = ingest_data.fn(IngestParameters(source="path", path=folder / f"{data}.npz"))
+    yield "ingest"
     # The bounds fit MNIST itself; shifted digits lie nearer to the border, and farther from its class means.
     bounds = ValidateParameters(
         n_train=n_train, n_test=n_test, blank_border_min=0, agreement_min=0.5, mnist_agreement_min=0.5
     )
-    timed("validate", lambda: validate_data.fn(dataset, bounds))
+    validate_data.fn(dataset, bounds)
+    yield "validate"
     training = Training.model_validate_json((folder / "training.json").read_text())
-    evaluation = timed("evaluate", lambda: evaluate_model.fn(training.model, dataset))
-    robustness = timed("robustness", lambda: measure_robustness.fn(training.model, dataset))
-    explanation = timed("explain", lambda: explain_errors.fn(training.model, dataset, evaluation, None))
-    timed("report", lambda: draw_report.fn(dataset, training, evaluation, robustness, explanation, None, None))
-    return seconds
+    evaluation = evaluate_model.fn(training.model, dataset)
+    yield "evaluate"
+    robustness = measure_robustness.fn(training.model, dataset)
+    yield "robustness"
+    explanation = explain_errors.fn(training.model, dataset, evaluation, None)
+    yield "explain"
+    draw_report.fn(dataset, training, evaluation, robustness, explanation, None, None)
+    yield "report"
 
 
 if __name__ == "__main__":

@@ -81,7 +81,7 @@ def measure(*arguments: str | Path, **variables: str) -> Cost:
     return Cost(
         wall=wall,
         cpu=usage.ru_utime + usage.ru_stime,
-        peak_mb=usage.ru_maxrss / 1024,
+        peak_mb=usage.ru_maxrss * 1024 / 1e6,
         told=json.loads(last) if last.startswith("{") else {},
     )
 

@@ -152,5 +152,5 @@ def to_the_first_validation() -> Cost:
                 pass
             _, process.returncode, usage = os.wait4(process.pid, 0)
         return Cost(
-            wall=last - started, cpu=usage.ru_utime + usage.ru_stime, peak_mb=usage.ru_maxrss / 1024, told=stages
+            wall=last - started, cpu=usage.ru_utime + usage.ru_stime, peak_mb=usage.ru_maxrss * 1024 / 1e6, told=stages
         )

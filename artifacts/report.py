@@ -163,16 +163,22 @@ class RunReport(Results):
         }
 
     @property
+    def n_teachers(self) -> int:
+        """How many networks the model learnt from."""
+        return int(self.parameters["train"].get("teachers", 0))
+
+    @property
     def learnt(self) -> str:
         """What the model learnt of each training image."""
-        teachers = self.parameters["train"].get("teachers", 0)
-        return f"the mean answer of {_plural(teachers, 'network')}, trained before it" if teachers else "the label"
+        if self.n_teachers:
+            return f"the mean answer of {_plural(self.n_teachers, 'network')}, trained before it"
+        return "the label"
 
     @property
     def about_the_curves(self) -> str:
         """Why the curves of training and validation aren't the same."""
         changed = "dropout and changes of the images are on, where the recipe has them"
-        if self.learnt == "the label":
+        if not self.n_teachers:
             smoothing = self.parameters["train"]["label_smoothing"]
             return (
                 f"While training, labels are smoothed by {smoothing} and {changed}: "

@@ -78,6 +78,24 @@ def compact() -> "keras.Model":
     )
 
 
+def average_shifts(model: "keras.Model") -> "keras.Model":
+    """The network of the same weights that averages the features of an image and of its four shifts by a pixel.
+
+    Pooling makes a network sensitive to shifts (Zhang, "Making Convolutional Networks Shift-Invariant Again",
+    arXiv:1904.11486). The last layer's logits are linear in the features, so they are averaged as well.
+    """
+    import keras
+
+    features = keras.Model(model.inputs, model.layers[-1].input, name=f"{model.name}_features")
+    image = keras.Input(model.input_shape[1:])
+    framed = keras.layers.ZeroPadding2D(1)(image)
+    shifted = [
+        keras.layers.Cropping2D(((y, 2 - y), (x, 2 - x)))(framed) for y, x in ((1, 1), (0, 1), (2, 1), (1, 0), (1, 2))
+    ]
+    mean = keras.layers.Average()([features(one) for one in shifted])
+    return keras.Model(image, model.layers[-1](mean), name=model.name)
+
+
 def import_keras() -> ModuleType:
     """Import Keras, with oneDNN's kernels, and without what TensorFlow's C++ part prints at its start.
 

@@ -23,7 +23,7 @@ from artifacts.store import put
 from tasks.caching import StepCache, origin
 from tasks.checkpoint import Checkpoint, forget_checkpoint
 from tasks.logs import Progress, run_logger
-from tasks.networks import NETWORKS, import_keras
+from tasks.networks import NETWORKS, average_shifts, import_keras
 
 if TYPE_CHECKING:
     import keras
@@ -60,7 +60,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "validations_per_epoch": 1,
     },
 }
-PRESETS["distilled"] = PRESETS["compact"] | {"teachers": 3}
+PRESETS["distilled"] = PRESETS["compact"] | {"teachers": 3, "average_shifts": True}
 
 
 def _without_defaults(schema: dict[str, Any]) -> None:
@@ -111,6 +111,11 @@ class TrainParameters(BaseModel):
         ge=0,
         le=20,
         description="Networks that are trained first; the network then learns their mean answers, not the labels.",
+    )
+    average_shifts: bool = Field(
+        default=False,
+        description="Whether the finished network averages what it sees of an image and of its shifts by a pixel, for "
+        "five times the arithmetic.",
     )
     validations_per_epoch: int = Field(
         default=2, ge=1, le=100, description="How often in an epoch the validation split is looked at."
@@ -186,6 +191,8 @@ def train_model(dataset: Dataset, parameters: TrainParameters) -> Training:
     # Whoever loads the model gets plain float32 arithmetic; the weights are float32 in either policy.
     model = build(parameters.network, "float32", parameters.seed)
     model.set_weights(fitted.get_weights())
+    if parameters.average_shifts:
+        model = average_shifts(model)
     temperature = fit_temperature(validation.y, model.predict(validation.x, batch_size=1000, verbose=0))
     divide_logits(model, temperature)
     model.compile(loss="sparse_categorical_crossentropy", metrics=["accuracy"])

@@ -501,6 +501,15 @@ def test_what_a_distilled_network_learnt_is_said(run):
         assert "Learnt is the mean answer of 3 networks" in write(distilled)
 
 
+def test_a_network_that_averages_shifts_is_told_from_one_that_does_not(run):
+    parameters = run.parameters | {"train": run.parameters["train"] | {"average_shifts": True}}
+    networks = [
+        dict(rows(report.model_card(one)))["Network"]
+        for one in (run, run.model_copy(update={"parameters": parameters}))
+    ]
+    assert networks[1] == f"{networks[0]}, averaged over the image and its shifts by a pixel"
+
+
 def test_lineage_goes_from_the_data_to_the_version(run):
     markdown = report.lineage(run)
     [(kind, diagram)] = elements(markdown)

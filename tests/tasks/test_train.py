@@ -6,10 +6,11 @@ import random
 import numpy as np
 import pytest
 from pydantic import ValidationError
+from scipy.special import softmax
 
 from artifacts.dataset import load_test, load_train
 from artifacts.errors import DataError, ModelError
-from tasks.networks import NETWORKS, import_keras
+from tasks.networks import NETWORKS, import_keras, load_model
 from tasks.train import (
     PRESETS,
     TrainParameters,
@@ -157,6 +158,24 @@ def test_a_training_with_teachers_learns_from_them(dataset, training, caplog):
     assert distilled.model.weights_digest != training.model.weights_digest
     assert "network 1 of 2: training baseline" in caplog.text
     assert "by its teachers' mean answers" in caplog.text
+
+
+def test_a_network_that_averages_shifts_answers_with_the_mean_logits_of_the_shifted_images(dataset, training):
+    averaged = train_model.fn(dataset, FAST.model_copy(update={"average_shifts": True}))
+    assert averaged.history[-1].val_loss == training.history[-1].val_loss  # the fit itself is the same
+    images = load_test(dataset).x
+    framed = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    network = load_model(training.model)
+    logits = np.mean(
+        [
+            np.log(network.predict(framed[:, y : y + 28, x : x + 28], verbose=0)) * training.temperature
+            for y, x in ((1, 1), (0, 1), (2, 1), (1, 0), (1, 2))
+        ],
+        axis=0,
+    )
+    answers = load_model(averaged.model).predict(images, verbose=0)
+    np.testing.assert_allclose(answers, softmax(logits / averaged.temperature, axis=1), atol=1e-5)
+    assert not np.allclose(answers, network.predict(images, verbose=0), atol=1e-2)
 
 
 @pytest.mark.parametrize("schedule", ["constant", "falling"])

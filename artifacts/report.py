@@ -144,11 +144,11 @@ class RunReport(Results):
         """What the model is and how it was trained, by name."""
         training, infra = self.training, self.infra
         model = training.model
-        averaged = ", averaged over the image and its shifts by a pixel"
+        averages_shifts = self.parameters["train"].get("average_shifts")
+        averaged = ", averaged over the image and its shifts by a pixel" if averages_shifts else ""
         return {
             "Registered as": f"{self.registration.version.name}, version {self.registration.version.version}",
-            "Network": f"{model.network}, {model.n_parameters:,} parameters"
-            + (averaged if self.parameters["train"].get("average_shifts") else ""),
+            "Network": f"{model.network}, {model.n_parameters:,} parameters{averaged}",
             "Trained on": f"{training.n_train:,} images; {training.n_validation:,} held out to validate on",
             "Epochs": f"{training.history[-1].epoch:g}",
             "Learnt of each image": self.learnt,

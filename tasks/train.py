@@ -60,7 +60,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "validations_per_epoch": 1,
     },
 }
-PRESETS["distilled"] = PRESETS["compact"] | {"teachers": 3, "average_shifts": True}
+PRESETS["distilled"] = PRESETS["compact"] | {"teachers": 3, "average_shifts": True, "validation_share": 1 / 30}
 
 
 def _without_defaults(schema: dict[str, Any]) -> None:

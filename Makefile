@@ -32,10 +32,10 @@ gc: .venv/synced ## Say what old runs can go, and how much it takes; ARGS="--app
 	@$(BIN)/python -m flows gc $(ARGS)
 
 up: .venv/synced ## Start server, worker, deployments and UI.
-	@$(BIN)/python -m flows.server up
+	@$(BIN)/python -m service.server up
 
 down: .venv/synced ## Stop what `make up` started.
-	@$(BIN)/python -m flows.server down
+	@$(BIN)/python -m service.server down
 
 test: .venv/synced browser ## Run the tests.
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)

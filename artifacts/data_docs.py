@@ -9,7 +9,7 @@ from typing import Any
 
 from jinja2 import Environment
 
-from artifacts.records import Outcome
+from artifacts.records.data import Outcome
 
 PAGE = """\
 <!DOCTYPE html>

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from artifacts.records import Dataset
+from artifacts.records.data import Dataset
 from artifacts.store import StoredFile
 
 Images = npt.NDArray[np.float32]

@@ -1,10 +1,5 @@
 """The errors that a person is meant to read: one line, which names what was wrong, where, and what to do."""
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from artifacts.records import Validation
-
 
 class MnistError(Exception):
     """Base of the pipeline's own errors; shown as one line, without a traceback.
@@ -21,22 +16,16 @@ class DataError(MnistError):
     """Raised if a data source can't be read, or doesn't hold what it should."""
 
 
-class ValidationError(MnistError):
-    """Raised if the data break an expectation of level error.
-
-    Attributes:
-        validation: The whole outcome, with its stored result and Data Docs.
-    """
-
-    validation: "Validation"
-
-
 class StoreError(MnistError):
     """Raised if the store can't be used: a file of it is missing or altered, a database damaged, the disk full."""
 
 
 class RegistryError(MnistError):
     """Raised if the model registry can't be read or written."""
+
+
+class CodeError(MnistError):
+    """Raised if it is unclear which code of this checkout runs, or if a cache key can't see it."""
 
 
 class GitError(MnistError):

@@ -1,7 +1,6 @@
 """The index of the runs: a page that lists what lies in their folders, the newest first."""
 
 import functools
-import json
 import math
 from collections.abc import Mapping
 from contextlib import suppress
@@ -9,9 +8,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from pydantic import BaseModel, ConfigDict
+from pydantic import TypeAdapter
 
+from artifacts.pages import HTML
+from artifacts.records.run import MANIFEST, Manifest
 from artifacts.report import DECISIONS
 
 # What a row links to, by the link's text; the first that is there is the run's own page.
@@ -20,53 +20,34 @@ FILES = {
     "Data Docs": "data_docs.html",
     "wrong predictions": "wrong_predictions.csv",
     "model": "model.keras",
-    "manifest": "manifest.json",
+    "manifest": MANIFEST,
 }
 PAGE = 100
 
 
-class Decision(BaseModel):
-    """The part of a manifest's verdict that the index shows."""
-
-    decision: str
-
-
-class RunEntry(BaseModel):
-    """A row of the index: what a run's manifest and metrics say of it.
+class RunEntry(NamedTuple):
+    """A row of the index.
 
     Attributes:
         id: The flow run's id, which is its folder's name.
         ended: When its manifest was written, in UTC.
-        state: How it ended, e.g. ``completed`` or ``failed``; ``unreadable`` if its files don't say.
-        flow_run_name: The flow run's name.
-        reason: Why it failed.
-        verdict: The gate's word on its model.
-        version: The registered version of its model.
-        test_accuracy: Share of right predictions, in 0–1.
-        n_wrong: Test images predicted wrong.
-        n_test: Test images.
+        manifest: What the manifest says of it; the state is ``unreadable`` if it is damaged.
+        metrics: The figures of its model, by name; empty if it has none.
         files: Which of `FILES` there are, by the link's text.
     """
 
-    model_config = ConfigDict(extra="ignore", frozen=True)
-
     id: str
     ended: datetime
-    state: str
-    flow_run_name: str = ""
-    reason: str | None = None
-    verdict: Decision | None = None
-    version: int | None = None
-    test_accuracy: float | None = None
-    n_wrong: int | None = None
-    n_test: int | None = None
-    files: dict[str, str] = {}
+    manifest: Manifest
+    metrics: dict[str, float]
+    files: dict[str, str]
 
     @property
     def outcome(self) -> str:
         """The gate's word, or how the run ended if it wasn't asked, as a person says it."""
-        decision = self.verdict.decision if self.verdict else ""
-        return DECISIONS.get(decision, self.state.capitalize())
+        if self.manifest.verdict:
+            return DECISIONS[self.manifest.verdict.decision]
+        return self.manifest.state.capitalize()
 
 
 class RunPage(NamedTuple):
@@ -88,7 +69,7 @@ class RunPage(NamedTuple):
 def read_page(folder: Path, number: int) -> RunPage:
     """Read what there is of each run of a page, in a folder of runs' folders; of the nearest page if it isn't there."""
     manifests = []
-    for path in folder.glob("*/manifest.json"):
+    for path in folder.glob(f"*/{MANIFEST}"):
         with suppress(FileNotFoundError):  # a clean-up may be at work
             manifests.append((path, path.stat().st_mtime_ns))
     n_pages = max(1, math.ceil(len(manifests) / PAGE))
@@ -100,18 +81,24 @@ def read_page(folder: Path, number: int) -> RunPage:
 @functools.lru_cache(maxsize=10_000)
 def _read_run(folder: Path, changed: int) -> RunEntry:
     """Read a run whose manifest was last written `changed` nanoseconds after 1970: it is read once."""
-    known = {
-        "id": folder.name,
-        "ended": datetime.fromtimestamp(changed / 1e9, UTC),
-        "files": {text: name for text, name in FILES.items() if (folder / name).exists()},
-    }
+    metrics: dict[str, float] = {}
     try:
-        content = json.loads((folder / "manifest.json").read_bytes())
-        if (folder / "metrics.json").exists():
-            content |= json.loads((folder / "metrics.json").read_bytes())
-        return RunEntry.model_validate(content | known)
-    except (OSError, TypeError, ValueError):  # one run's broken file must not hide the others
-        return RunEntry.model_validate({"state": "unreadable"} | known)
+        manifest = Manifest.read(folder)
+        metrics = (manifest and manifest.metrics) or _read_metrics(folder / "metrics.json")
+    except ValueError:  # one run's broken file must not hide the others
+        manifest = None
+    return RunEntry(
+        id=folder.name,
+        ended=datetime.fromtimestamp(changed / 1e9, UTC),
+        manifest=manifest or Manifest(flow_run_id=folder.name, state="unreadable"),
+        metrics=metrics,
+        files={text: name for text, name in FILES.items() if (folder / name).exists()},
+    )
+
+
+def _read_metrics(file: Path) -> dict[str, float]:
+    """Read the figures of a run of version 0.1.0, whose manifest doesn't have them."""
+    return TypeAdapter(dict[str, float]).validate_json(file.read_bytes()) if file.exists() else {}
 
 
 def index_html(page: RunPage, elsewhere: Mapping[str, str]) -> str:
@@ -121,13 +108,4 @@ def index_html(page: RunPage, elsewhere: Mapping[str, str]) -> str:
         page: What is on it.
         elsewhere: Addresses of the other UIs, by name.
     """
-    return _ENVIRONMENT.get_template("index.html").render(page=page, elsewhere=elsewhere)
-
-
-_ENVIRONMENT = Environment(
-    loader=FileSystemLoader(Path(__file__).parent / "templates"),
-    autoescape=True,
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
+    return HTML.get_template("index.html").render(page=page, elsewhere=elsewhere)

@@ -4,66 +4,27 @@ A run's text can come from anywhere (a path, a parameter, an observed value), so
 they print: Jinja's autoescape for HTML, `escape_markdown` for Markdown.
 """
 
-import base64
 import csv
 import hashlib
 import json
-import re
-from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any, Literal
+from datetime import datetime
+from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 from pydantic import Field, TypeAdapter
 
 from artifacts.dataset import read_array
-from artifacts.figures import thumbnail
-from artifacts.records import Case, Evaluation, LabelCheck, Record, Results, Slice, Validation
-from artifacts.store import StoredFile
+from artifacts.pages import HTML, MARKDOWN, plural
+from artifacts.pictures import PICTURES, Picture, thumbnail
+from artifacts.records.base import Record
+from artifacts.records.data import LabelCheck, Validation
+from artifacts.records.evaluation import Case, Slice
+from artifacts.records.run import Results, Step
 
 DECISIONS = {"promote": "Promoted", "hold": "Held back", "reject": "Rejected"}
 ARTIFACT_ROWS = 50  # an artifact is stored twice and listed whole; the rest is in the CSV
 LABEL_ROWS = 10
 N_PICTURED = 40  # of the images that only this model has right
-CAUSES = {
-    "label error": "the label is probably wrong: model and nearest training images agree on another digit",
-    "ambiguous": "two digits are nearly equally probable",
-    "confusable pair": "one of two digits that the model often takes for each other",
-    "atypical": "far from all training images",
-    "unexplained": "none of these",
-}
 _CASES = TypeAdapter(list[Case])
-
-
-class Step(Record):
-    """What a run did about one step.
-
-    Attributes:
-        name: The step's name.
-        state: Whether the run computed the step's result, or reused it.
-        seconds: Wall seconds that the computation took, in this run or in the one it is reused from.
-        reused_from: The id of the flow run that computed it; none if this run did.
-        changes: Why it was computed: what had changed since the last time, in words.
-    """
-
-    name: str
-    state: Literal["computed", "reused"]
-    seconds: float
-    reused_from: str | None = None
-    changes: tuple[str, ...] = ()
-
-    @property
-    def reason(self) -> str:
-        """Where the result comes from, or why it was computed."""
-        return f"from run {self.reused_from}" if self.reused_from else "; ".join(self.changes)
-
-    @property
-    def line(self) -> str:
-        """The step in one line, for a terminal."""
-        if self.state == "reused":
-            return f"{self.name:<14} reused {self.reason} ({self.seconds:.1f} s then)"
-        return f"{self.name:<14} computed in {self.seconds:.1f} s: {self.reason}"
 
 
 class Confusion(Record):
@@ -102,10 +63,10 @@ class RunReport(Results):
     @property
     def headline(self) -> str:
         """The verdict and what follows from it, in one sentence."""
-        version, champion = self.registration.version.version, self.registration.champion
+        version, champion = self.registration.version.version, self.registration.champion_number
         failed = [check.name for check in self.verdict.checks if not check.passed]
         end = f" (failed: {', '.join(failed)})." if failed else "."
-        if champion == version == self.registration.previous_champion:
+        if champion == version == self.registration.previous_champion_number:
             return f"Unchanged: version {version} is the champion{end}"
         if self.registration.withheld is not None:
             return (
@@ -115,8 +76,8 @@ class RunReport(Results):
         sentence = f"{DECISIONS[self.verdict.decision]}: version {version} "
         if champion == version:
             sentence += "is the champion"
-            if self.registration.previous_champion not in (None, version):
-                sentence += f", in place of version {self.registration.previous_champion}"
+            if self.registration.previous_champion_number not in (None, version):
+                sentence += f", in place of version {self.registration.previous_champion_number}"
         elif champion is None:
             sentence += "is registered, and there is no champion yet"
         else:
@@ -126,18 +87,26 @@ class RunReport(Results):
     @property
     def key_figures(self) -> dict[str, str]:
         """The figures to look at first, by name."""
-        return describe_evaluation(self.evaluation)
+        return self.evaluation.titled_metrics()
 
     @property
-    def champion_figures(self) -> dict[str, str]:
+    def rival_figures(self) -> dict[str, str]:
         """The same of the champion that the model was compared with; empty if there is none."""
-        return describe_evaluation(self.champion) if self.champion else {}
+        return self.rival.titled_metrics() if self.rival else {}
 
-    def champion_accuracy(self, one: Slice) -> str:
-        """The champion's accuracy on a slice; empty if it wasn't measured there."""
-        rival = self.champion_robustness.slices if self.champion_robustness else ()
+    def rival_accuracy(self, one: Slice) -> str:
+        """That champion's accuracy on a slice; empty if it wasn't measured there."""
+        rival = self.rival_robustness.slices if self.rival_robustness else ()
         found = [f"{other.accuracy:.4f}" for other in rival if (other.kind, other.name) == (one.kind, one.name)]
         return found[0] if found else ""
+
+    def pictures(self, section: str) -> dict[str, Picture]:
+        """The pictures of a section of the report, by name, as far as this run has them."""
+        return {name: p for name, p in PICTURES.items() if p.section == section and name in self.report.pictures}
+
+    def more_figures(self, step: str) -> dict[str, Any]:
+        """What a step returned that has no section of its own, by field, as JSON."""
+        return self.more[step].model_dump(mode="json", exclude={"origin"})
 
     @property
     def model_facts(self) -> dict[str, str]:
@@ -173,7 +142,7 @@ class RunReport(Results):
     def learnt(self) -> str:
         """What the model learnt of each training image."""
         if self.n_teachers:
-            return f"the mean answer of {_plural(self.n_teachers, 'network')}, trained before it"
+            return f"the mean answer of {plural(self.n_teachers, 'network')}, trained before it"
         return "the label"
 
     @property
@@ -224,17 +193,6 @@ class RunReport(Results):
         return _CASES.validate_json(self.explanation.cases.read_bytes())
 
 
-def describe_evaluation(evaluation: Evaluation) -> dict[str, str]:
-    """A model's figures on the test set, by name."""
-    return {
-        "Test accuracy": f"{evaluation.accuracy:.4f}",
-        "Wrong predictions": f"{evaluation.n_wrong:,} of {evaluation.n_test:,}",
-        "Test loss": f"{evaluation.loss:.4f}",
-        "Calibration error (ECE)": f"{evaluation.expected_calibration_error:.4f}",
-        "Ask a person about": f"{evaluation.n_for_a_person:,} images",
-    }
-
-
 def suspects(labels: LabelCheck) -> list[dict[str, str]]:
     """The training images whose labels look wrong, the likeliest first: index, label, prediction, quality."""
     rows = csv.DictReader(labels.csv.read_bytes().decode().splitlines())
@@ -247,9 +205,8 @@ def report_html(run: RunReport) -> str:
     labels = zip(suspects(run.labels), map(thumbnail, read_array(run.labels.images)), strict=False)
     won = run.verdict.comparison.won[:N_PICTURED] if run.verdict.comparison else ()
     x_test, y_test = (read_array(array) for array in (run.dataset.x_test, run.dataset.y_test)) if won else ((), ())
-    return _HTML.get_template("report.html").render(
+    return HTML.get_template("report.html").render(
         run=run,
-        causes=CAUSES,
         cases=list(zip(run.cases, pictures, strict=False)),
         mislabelled=list(labels),
         won=[(index, y_test[index], thumbnail(x_test[index])) for index in won],
@@ -271,7 +228,7 @@ def data_validation(validation: Validation, labels: LabelCheck | None = None) ->
 
     If it doesn't stop the run, the training labels that look wrong too.
     """
-    return _MARKDOWN.get_template("data_validation.md").render(
+    return MARKDOWN.get_template("data_validation.md").render(
         validation=validation, labels=labels, suspects=suspects(labels)[:LABEL_ROWS] if labels else ()
     )
 
@@ -311,62 +268,13 @@ def lineage(run: RunReport) -> str:
     return _markdown("lineage", run)
 
 
-def escape_markdown(value: object) -> str:
-    """Escape text for a line of Markdown or a table's cell, so that it shows as it is and does nothing else."""
-    text = " ".join(str(value).split())
-    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    # An underscore inside a word is no emphasis: names stay readable in the plain text.
-    return re.sub(r"[\\`*\[\]|~#$]|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", text)
-
-
 def _markdown(template: str, run: RunReport, *, embed: bool = True) -> str:
     cases = run.cases
-    return _MARKDOWN.get_template(f"{template}.md").render(
+    return MARKDOWN.get_template(f"{template}.md").render(
         run=run,
         embed=embed,
-        causes=CAUSES,
         cases=cases[:ARTIFACT_ROWS] if embed else cases,
         validation=run.validation,
         labels=run.labels,
         suspects=suspects(run.labels)[:LABEL_ROWS],
     )
-
-
-def _data_uri(picture: StoredFile | bytes) -> str:
-    content = picture.read_bytes() if isinstance(picture, StoredFile) else picture
-    return f"data:image/png;base64,{base64.b64encode(content).decode()}"
-
-
-def _plural(count: int, noun: str) -> str:
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
-
-
-def _utc(moment: datetime) -> str:
-    return moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC")
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def _escape_value(value: Any) -> Any:
-    # Markup is what a macro made: its values are escaped already.
-    return value if isinstance(value, Markup) else Markup(escape_markdown(value))  # noqa: S704
-
-
-def _environment(**options: Any) -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        **options,
-    )
-    environment.filters |= {"data_uri": _data_uri, "plural": _plural, "text": _text, "utc": _utc}
-    return environment
-
-
-_HTML = _environment()
-_MARKDOWN = _environment(finalize=_escape_value)

@@ -53,6 +53,12 @@ class Settings(BaseSettings):
         """The registry's address, which `mlflow_tracking_uri` may leave open."""
         return self.mlflow_tracking_uri or f"sqlite:///{self.home}/mlflow/mlflow.db"
 
+    @property
+    def registry_database(self) -> Path | None:
+        """The registry's SQLite file; none if the registry is a server or another kind of database."""
+        scheme, _, path = self.tracking_uri.partition(":///")
+        return Path(path).resolve() if scheme == "sqlite" else None
+
 
 def home() -> Path:
     """The root of everything that runs make; `Settings` say the same, but take milliseconds, and a run asks often."""

@@ -12,7 +12,7 @@ from pydantic_settings import BaseSettings, CliApp
 from artifacts.settings import CHECKOUT
 from benchmarks import growth, many, orchestration, page, training
 from benchmarks.measure import Row, machine
-from tasks.train import has_bfloat16
+from tasks.model.processor import has_bfloat16
 
 # By the arithmetic of the processor: figures of one kind are no measure of the other.
 RESULTS = CHECKOUT / "benchmarks" / "results" / ("bfloat16" if has_bfloat16() else "float32")

@@ -5,7 +5,7 @@ Started as `make train` starts a run: the same settings, and the server that run
 
 import sys
 
-from flows.environment import prepare, server
+from service.environment import prepare, server
 
 prepare()
 

@@ -6,16 +6,17 @@
 import json
 import sys
 
-from flows.environment import prepare, server
+from service.environment import prepare, server
 
 prepare()
 
 from prefect import flow
 
-from tasks.caching import SERIALIZER
 from tasks.evaluate import evaluate_model
 from tasks.ingest import IngestParameters, ingest_data
-from tasks.train import TrainParameters, train_model
+from tasks.model.recipe import TrainParameters
+from tasks.running.cache import SERIALIZER
+from tasks.train import train_model
 
 
 @flow(result_serializer=SERIALIZER)

@@ -14,14 +14,16 @@ from typing import Any
 
 import numpy as np
 
-from artifacts.records import Training
+from artifacts.records.model import Training
 from benchmarks.measure import Cost, Row, alternate, measure
+from tasks.data.sources import package_file, read_package
 from tasks.evaluate import evaluate_model
 from tasks.explain import explain_errors
-from tasks.ingest import IngestParameters, ingest_data, package_file, read_package
+from tasks.ingest import IngestParameters, ingest_data
+from tasks.model.recipe import TrainParameters
 from tasks.report import draw_report
 from tasks.robustness import measure_robustness
-from tasks.train import TrainParameters, train_model
+from tasks.train import train_model
 from tasks.validate import ValidateParameters, validate_data
 
 TIMES = (1, 2, 5, 10)

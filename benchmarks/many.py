@@ -64,7 +64,7 @@ def pages(home: Path, playwright: "Playwright") -> Iterator[dict[str, Callable[[
 
         def make(command: str) -> None:
             subprocess.run(
-                [sys.executable, "-m", "flows.server", command],
+                [sys.executable, "-m", "service.server", command],
                 cwd=checkout,
                 env=environment,
                 stdout=subprocess.DEVNULL,
@@ -111,7 +111,7 @@ def free_port() -> int:
 
 def fill(n: int) -> None:
     """Run the pipeline with the defaults of `make train`."""
-    from flows.environment import prepare, server
+    from service.environment import prepare, server
 
     prepare()
     with server() as ready:

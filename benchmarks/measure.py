@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from artifacts.settings import CHECKOUT
-from tasks.train import describe_processor, has_bfloat16
+from tasks.model.processor import describe_processor, has_bfloat16
 
 LIBRARIES = ("prefect", "tensorflow", "keras", "mlflow", "great-expectations", "numpy")
 

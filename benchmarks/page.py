@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-from artifacts.figures import BLUE, VERMILION
+from artifacts.pictures import BLUE, VERMILION
 from benchmarks.measure import Row
 
 HEAD = """# What a run costs

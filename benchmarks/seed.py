@@ -19,7 +19,7 @@ import matplotlib as mpl
 import numpy as np
 from keras import layers
 
-from tasks.ingest import package_file, read_package
+from tasks.data.sources import package_file, read_package
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt

@@ -7,7 +7,8 @@ from itertools import count
 from typing import Any
 
 from benchmarks.measure import Cost, Row, alternate, measure
-from tasks.train import PRESETS, has_bfloat16
+from tasks.model.processor import has_bfloat16
+from tasks.model.recipe import PRESETS
 
 
 def against_the_seed(repeats: int) -> list[Row]:

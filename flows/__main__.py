@@ -1,19 +1,41 @@
 """`python -m flows COMMAND`: what make calls. Every parameter of a command's flow is a flag."""
 
 import inspect
+import re
 import signal
 import sys
+from collections.abc import Callable
 from contextlib import nullcontext
-from importlib import import_module
-from typing import Any, NoReturn
+from pkgutil import resolve_name
+from typing import Any, NamedTuple, NoReturn
+
+
+class Command(NamedTuple):
+    """What a command calls.
+
+    Attributes:
+        function: The function, as ``module:name``.
+        is_flow: Whether it is a flow, which needs a Prefect server.
+        exit_code: The exit code for what it returned.
+    """
+
+    function: str
+    is_flow: bool = True
+    exit_code: Callable[[Any], int] = lambda _: 0
+
 
 COMMANDS = {
-    "train": "flows.train:mnist",
-    "promote": "flows.promote:promote",
-    "rollback": "flows.promote:rollback",
-    "reproduce": "tasks.reproduce:reproduce_version",  # no flow: it needs no server
-    "score": "flows.score:score",
-    "gc": "flows.gc:gc",
+    "train": Command("flows.train:mnist"),
+    "promote": Command("flows.promote:promote"),
+    "rollback": Command("flows.promote:rollback"),
+    "reproduce": Command(
+        "tasks.operations.reproduce:reproduce_version",
+        is_flow=False,
+        exit_code=lambda reproduction: 0 if reproduction.identical else 1,
+    ),
+    "score": Command("flows.score:score"),
+    "gc": Command("flows.gc:gc"),
+    "history": Command("tasks.registry.history:read_history", is_flow=False),
 }
 
 
@@ -24,32 +46,30 @@ def main() -> int:
         The exit code: 0 if it completed, 1 if a version came out otherwise, 2 if a flag is wrong.
 
     Raises:
-        Exception: Raised if it failed; `tasks.faults.explain` has a line for what isn't a defect.
+        Exception: Raised if it failed; `tasks.running.faults.explain` has a line for what isn't a defect.
         KeyboardInterrupt: Raised on Ctrl-C, when the run has been marked as crashed.
         SystemExit: Raised on SIGTERM, likewise.
     """
-    command = sys.argv[1] if len(sys.argv) > 1 else ""
-    if command not in {*COMMANDS, "history"}:
-        print(f"error: {command or 'nothing'} is no command; there are {', '.join(COMMANDS)}, history", file=sys.stderr)
+    name = sys.argv[1] if len(sys.argv) > 1 else ""
+    if name not in COMMANDS:
+        print(f"error: {name or 'nothing'} is no command; there are {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
+    command = COMMANDS[name]
     # Imports take seconds: here a Ctrl-C is met as anywhere else.
-    from flows.environment import prepare, server
+    from service.environment import prepare, server
 
     prepare()
-    if command == "history":
-        return print_history()
-    module, name = COMMANDS[command].split(":")
-    with server() if module.startswith("flows.") else nullcontext() as ready:
+    with server() if command.is_flow else nullcontext() as ready:
         # Prefect reads its settings when it is imported.
         from prefect import Flow
         from prefect.exceptions import TerminationSignal
         from pydantic import ValidationError
 
-        from tasks.registry import import_mlflow
+        from tasks.registry.versions import import_mlflow
 
-        function = getattr(import_module(module), name)
+        function = resolve_name(command.function)
         try:
-            parameters = parse(function.fn if isinstance(function, Flow) else function, command)
+            parameters = parse(function.fn if isinstance(function, Flow) else function, name)
         except ValidationError as error:
             for wrong in error.errors():
                 flag = ".".join(map(str, wrong["loc"]))
@@ -64,25 +84,13 @@ def main() -> int:
         except TerminationSignal:  # within a run Prefect meets a SIGTERM, to mark it as crashed
             end_on_sigterm()
     print(result)
-    return 0 if getattr(result, "identical", True) else 1
+    return command.exit_code(result)
 
 
 def end_on_sigterm(*_: object) -> NoReturn:
     """End with a line that says so, and with what a shell says of it."""
     print("terminated; the finished steps are kept, and the next run reuses them", file=sys.stderr)
     sys.exit(143)
-
-
-def print_history() -> int:
-    """Print the moves of the registry's aliases, the oldest first."""
-    from tasks.registry import connect, history
-
-    for move in history(connect()):
-        print(
-            f"{move.at:%Y-%m-%d %H:%M:%S}  {move.alias:<10}  {move.before or 'none'} → {move.after}  "
-            f"{move.verdict or 'by hand'}, by {move.by}: {move.why}"
-        )
-    return 0
 
 
 def parse(function: Any, command: str) -> dict[str, Any]:
@@ -112,10 +120,15 @@ def parse(function: Any, command: str) -> dict[str, Any]:
     summary = (inspect.getdoc(function) or "").split("\n\n")[0]
     model = create_model("Command", __base__=Command, __doc__=summary, **fields)
     try:
-        given = CliApp.run(model, cli_args=sys.argv[2:])
+        given = CliApp.run(model, cli_args=[renamed(flag) for flag in sys.argv[2:]])
     except SettingsError as error:
         raise SystemExit(f"{error}; `--help` lists the flags") from error
     return {name: getattr(given, name) for name in fields}
+
+
+def renamed(flag: str) -> str:
+    """A flag under its present name: version 0.1.0 called the parameters of validate ``--validation.…``."""
+    return re.sub(r"^--validation(?=[.=]|$)", "--validate", flag)
 
 
 if __name__ == "__main__":
@@ -126,6 +139,6 @@ if __name__ == "__main__":
         print("interrupted; the finished steps are kept, and the next run reuses them", file=sys.stderr)
         sys.exit(130)  # as a shell says it
     except Exception as error:
-        from flows.environment import fail
+        from service.environment import fail
 
         fail(error)

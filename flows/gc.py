@@ -6,9 +6,8 @@ from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 from pydantic import Field
 
-from artifacts.records import Collection
-from tasks.collect import GcParameters, collect_garbage
-from tasks.logs import errors_in_one_line
+from tasks.operations.gc import GcParameters, GcSummary, collect_garbage
+from tasks.running.faults import errors_in_one_line
 
 
 @flow(name="mnist-gc")
@@ -16,13 +15,13 @@ from tasks.logs import errors_in_one_line
 def gc(
     keep: GcParameters = GcParameters(),
     apply: Annotated[bool, Field(description="Remove it; without this, only say what would go.")] = False,
-) -> Collection:
+) -> GcSummary:
     """Say which old runs, versions and files nothing needs any more, and how much they take; remove them if told to.
 
     Args:
         keep: What stays.
         apply: Remove it; without this, only say what would go.
     """
-    collection = collect_garbage(keep, apply)
-    create_markdown_artifact(f"```\n{collection}\n```", key="gc", description="What was removed, or would be.")
-    return collection
+    summary = collect_garbage(keep, apply)
+    create_markdown_artifact(f"```\n{summary}\n```", key="gc", description="What was removed, or would be.")
+    return summary

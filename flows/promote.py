@@ -5,8 +5,8 @@ from typing import Annotated
 from prefect import flow
 from pydantic import Field, StringConstraints
 
-from tasks.logs import errors_in_one_line
-from tasks.promote import promote_version
+from tasks.operations.promote import promote_version
+from tasks.running.faults import errors_in_one_line
 
 Reason = Annotated[
     str,

@@ -4,10 +4,10 @@ from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
-from tasks.caching import store_lock
-from tasks.logs import errors_in_one_line
-from tasks.registry import find_champion
-from tasks.score import ImagesPath, OutputPath, Probability, Scoring, score_images
+from tasks.operations.score import ImagesPath, OutputPath, Probability, Scoring, score_images
+from tasks.registry.versions import find_champion
+from tasks.running.faults import errors_in_one_line
+from tasks.running.locks import store_lock
 
 
 @flow(name="mnist-score", result_serializer="json")

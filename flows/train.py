@@ -1,36 +1,39 @@
 """The flow `mnist`: from the images to a registered model."""
 
-from contextlib import nullcontext
 from typing import Annotated
 
 from prefect import flow
-from prefect.settings import PREFECT_TASKS_REFRESH_CACHE, temporary_settings
 from pydantic import Field
 
-from artifacts.errors import ValidationError
-from artifacts.records import Results, RunSummary
-from tasks.caching import SERIALIZER, store_lock
+from artifacts.records.data import Dataset
+from artifacts.records.evaluation import Evaluation, Robustness
+from artifacts.records.model import Model
+from artifacts.records.release import Version
+from artifacts.records.run import Results, RunSummary
+from tasks.check_labels import check_labels
 from tasks.evaluate import evaluate_model
 from tasks.explain import explain_errors
 from tasks.gate import GateParameters, judge_model
-from tasks.infra import validate_infra
+from tasks.infra_validate import validate_infra
 from tasks.ingest import IngestParameters, ingest_data
-from tasks.labels import check_labels
-from tasks.logs import errors_in_one_line
+from tasks.model.recipe import TrainParameters
 from tasks.publish import publish_failure, publish_run, publish_validation
 from tasks.register import find_registration, register_model
-from tasks.registry import exclusive, find_champion
+from tasks.registry.versions import find_champion
 from tasks.report import draw_report
 from tasks.robustness import measure_robustness
-from tasks.train import TrainParameters, train_model
-from tasks.validate import ValidateParameters, validate_data
+from tasks.running.cache import SERIALIZER, reusing_results
+from tasks.running.faults import errors_in_one_line
+from tasks.running.locks import registry_lock
+from tasks.train import train_model
+from tasks.validate import ExpectationError, ValidateParameters, validate_data
 
 
 @flow(name="mnist", result_serializer=SERIALIZER, on_failure=[publish_failure], on_crashed=[publish_failure])
 @errors_in_one_line()
 def mnist(
     ingest: IngestParameters = IngestParameters(),
-    validation: ValidateParameters = ValidateParameters(),
+    validate: ValidateParameters = ValidateParameters(),
     train: TrainParameters = TrainParameters(),
     gate: GateParameters = GateParameters(),
     refresh: Annotated[bool, Field(description="Compute every step again, whatever earlier runs left.")] = False,
@@ -39,17 +42,16 @@ def mnist(
 
     Args:
         ingest: Where the data come from.
-        validation: What the data must look like.
+        validate: What the data must look like.
         train: What is trained, and how.
         gate: What a model must show to become the champion.
         refresh: Compute every step again, whatever earlier runs left.
     """
-    anew = temporary_settings({PREFECT_TASKS_REFRESH_CACHE: True}) if refresh else nullcontext()
-    with store_lock().read_lock(), anew:
+    with reusing_results(refresh):
         dataset = ingest_data(ingest)
         try:
-            validated = validate_data(dataset, validation)
-        except ValidationError as error:
+            validation = validate_data(dataset, validate)
+        except ExpectationError as error:
             publish_validation(error.validation)
             raise
         labels = check_labels(dataset)
@@ -57,25 +59,19 @@ def mnist(
         evaluation = evaluate_model(training.model, dataset)
         robustness = measure_robustness(training.model, dataset)
         infra = validate_infra(training.model, dataset, evaluation)
-        with exclusive():
-            champion = find_champion()
-            # A model is not compared with itself.
-            rival = champion.model if champion and champion.model.identity() != training.model.identity() else None
-            rival_evaluation = evaluate_model(rival, dataset) if rival else None
-            rival_robustness = measure_robustness(rival, dataset) if rival else None
-            verdict = judge_model(dataset, evaluation, infra, robustness, rival_evaluation, rival_robustness, gate)
-            explanation = explain_errors(training.model, dataset, evaluation, rival_evaluation)
-            report = draw_report(
-                dataset, training, evaluation, robustness, explanation, rival_evaluation, rival_robustness
-            )
+        with registry_lock():
+            rival, rival_robustness = evaluate_rival(find_champion(), training.model, dataset)
+            verdict = judge_model(dataset, evaluation, infra, robustness, rival, rival_robustness, gate)
+            explanation = explain_errors(training.model, dataset, evaluation, rival)
+            report = draw_report(dataset, training, evaluation, robustness, explanation, rival, rival_robustness)
             registration = find_registration(dataset, training, verdict) or register_model(
                 dataset, training, evaluation, verdict
             )
         return publish_run(
-            {"ingest": ingest, "validation": validation, "train": train, "gate": gate},
+            {"ingest": ingest, "validate": validate, "train": train, "gate": gate},
             Results(
                 dataset=dataset,
-                validation=validated,
+                validation=validation,
                 labels=labels,
                 training=training,
                 evaluation=evaluation,
@@ -85,7 +81,16 @@ def mnist(
                 explanation=explanation,
                 report=report,
                 registration=registration,
-                champion=rival_evaluation,
-                champion_robustness=rival_robustness,
+                rival=rival,
+                rival_robustness=rival_robustness,
             ),
         )
+
+
+def evaluate_rival(
+    champion: Version | None, candidate: Model, dataset: Dataset
+) -> tuple[Evaluation | None, Robustness | None]:
+    """Evaluate the champion on this run's data, unless there is none, or it is the candidate itself."""
+    if champion is None or champion.model.identity() == candidate.identity():
+        return None, None
+    return evaluate_model(champion.model, dataset), measure_robustness(champion.model, dataset)

@@ -7,13 +7,14 @@ import numpy.typing as npt
 from prefect import task
 
 from artifacts.dataset import Labels, load_test
-from artifacts.records import N_CLASSES, ClassMetrics, Dataset, Evaluation, Model
+from artifacts.records.data import N_CLASSES, Dataset
+from artifacts.records.evaluation import ClassMetrics, Evaluation
+from artifacts.records.model import Model
 from artifacts.store import put
-from tasks.caching import StepCache, origin
-from tasks.logs import run_logger
-from tasks.networks import load_model
-
-Probabilities = npt.NDArray[np.float32]
+from tasks.model.calibration import Probabilities, normalize
+from tasks.model.saved import load_model
+from tasks.running.cache import StepCache, origin
+from tasks.running.logs import run_logger
 
 
 @task(name="evaluate", cache_policy=StepCache(libraries=("keras", "numpy", "scikit-learn", "tensorflow")))
@@ -73,13 +74,6 @@ def n_for_a_person(right: npt.NDArray[np.bool_], confidence: npt.NDArray[np.floa
     kept = np.arange(1, len(right) + 1)
     good = np.flatnonzero(np.cumsum(surest_first) >= target * kept)
     return len(right) - (int(good[-1]) + 1 if len(good) else 0)
-
-
-def normalize(probabilities: Probabilities) -> npt.NDArray[np.float64]:
-    """The probabilities in float64, each row divided by its sum."""
-    exact: npt.NDArray[np.float64] = probabilities.astype(np.float64)
-    exact /= exact.sum(axis=1, keepdims=True)
-    return exact
 
 
 def expected_calibration_error(y_true: Labels, probabilities: Probabilities, n_bins: int = 15) -> float:

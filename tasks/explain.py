@@ -16,8 +16,9 @@ Near and far are cosine distances of features: what the network's last layer see
 import csv
 import io
 from collections import Counter
+from collections.abc import Callable
 from itertools import zip_longest
-from typing import Any, get_args
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -25,24 +26,15 @@ from prefect import task
 from pydantic import TypeAdapter
 
 from artifacts.dataset import Images, Labels, load_test, read_array, scale
-from artifacts.records import (
-    N_CLASSES,
-    Case,
-    Cause,
-    Dataset,
-    Evaluation,
-    Explanation,
-    Guess,
-    Model,
-    Neighbour,
-)
+from artifacts.records.data import N_CLASSES, Dataset
+from artifacts.records.evaluation import Case, Cause, Evaluation, Explanation, Guess, Neighbour
+from artifacts.records.model import Model
 from artifacts.store import put, put_bytes
-from tasks.caching import StepCache, origin
-from tasks.evaluate import normalize
-from tasks.logs import run_logger
-from tasks.networks import import_keras, load_model
+from tasks.model.calibration import normalize
+from tasks.model.saved import import_keras, load_model
+from tasks.running.cache import StepCache, origin
+from tasks.running.logs import run_logger
 
-CAUSES: tuple[Cause, ...] = get_args(Cause)
 N_NEIGHBOURS, N_SHOWN = 10, 3
 # Of cleanlab's normalized margin, 0 to 1: half of one plus the label's probability less the greatest other one.
 MISLABELLED = 0.05
@@ -66,7 +58,7 @@ Pair = frozenset[int]
     name="explain",
     cache_policy=StepCache(libraries=("cleanlab", "keras", "numpy", "scikit-learn", "scipy", "tensorflow")),
 )
-def explain_errors(model: Model, dataset: Dataset, evaluation: Evaluation, champion: Evaluation | None) -> Explanation:
+def explain_errors(model: Model, dataset: Dataset, evaluation: Evaluation, rival: Evaluation | None) -> Explanation:
     """Find the probable cause of each wrong prediction, with the evidence, and the nearest training images."""
     from cleanlab.rank import get_label_quality_scores
 
@@ -79,7 +71,7 @@ def explain_errors(model: Model, dataset: Dataset, evaluation: Evaluation, champ
         right = np.random.default_rng(0).choice(right, N_REFERENCE, replace=False)
     distances, neighbours = find_neighbours(model, x_train, np.concatenate([test.x[wrong], test.x[right]]))
     quality = get_label_quality_scores(test.y.astype(int), probabilities, method="normalized_margin")
-    found = find_causes(
+    evidence = gather_evidence(
         test.y[wrong],
         probabilities[wrong],
         quality[wrong],
@@ -87,13 +79,13 @@ def explain_errors(model: Model, dataset: Dataset, evaluation: Evaluation, champ
         distances[: len(wrong)],
         distances[len(wrong) :],
     )
-    rival_right = None if champion is None else read_array(champion.probabilities).argmax(axis=1) == test.y
+    rival_right = None if rival is None else read_array(rival.probabilities).argmax(axis=1) == test.y
     cases = [
         Case(
             index=i,
             label=test.y[i],
             cause=cause,
-            evidence=evidence,
+            evidence=words,
             status=None if rival_right is None else "new" if rival_right[i] else "shared",
             guesses=tuple(Guess(label=k, probability=probabilities[i, k]) for k in np.argsort(-probabilities[i])[:3]),
             neighbours=tuple(
@@ -101,14 +93,15 @@ def explain_errors(model: Model, dataset: Dataset, evaluation: Evaluation, champ
                 for j, distance in zip(neighbours[n][:N_SHOWN], distances[n][:N_SHOWN], strict=True)
             ),
         )
-        for n, (i, (cause, evidence)) in enumerate(zip(wrong, found, strict=True))
+        for n, (i, (cause, words)) in enumerate(zip(wrong, find_causes(evidence), strict=True))
     ]
     cases = most_instructive_first(cases)
-    causes = Counter(case.cause for case in cases)
-    run_logger().info(", ".join(f"{cause}: {causes[cause]}" for cause in CAUSES))
+    times = Counter(case.cause for case in cases)
+    causes = tuple(Cause(name=rule.name, meaning=rule.meaning, times=times[rule.name]) for rule in CAUSES)
+    run_logger().info(", ".join(f"{cause.name}: {cause.times}" for cause in causes))
     pictures = draw_cases(cases[:N_PICTURED], read_array(dataset.x_test), x_train)
     return Explanation(
-        causes={cause: causes[cause] for cause in CAUSES},
+        causes=causes,
         cases=put_bytes(".json", TypeAdapter(list[Case]).dump_json(cases)),
         images=put(".npy", lambda path: np.save(path, pictures)),
         suspects=put_bytes(".csv", suspects_csv(test.y, predictions, quality)),
@@ -152,15 +145,37 @@ def find_neighbours(
     return squares / 2, searched[indices]
 
 
-def find_causes(
+class Evidence(NamedTuple):
+    """What is known of the wrong predictions of a test set; an array has a row for each.
+
+    Attributes:
+        labels: Their labels, of shape ``(n,)``.
+        predictions: What is predicted, of shape ``(n,)``.
+        probabilities: Their probabilities, of shape ``(n, 10)``.
+        quality: Their labels' quality by cleanlab's normalized margin, in 0–1, of shape ``(n,)``.
+        agreeing: How many of the ten nearest training images bear the predicted label, of shape ``(n,)``.
+        distance: The mean distance of the three nearest training images, of shape ``(n,)``.
+        far: What counts as far: 99 % of the images predicted right are nearer.
+    """
+
+    labels: Labels
+    predictions: npt.NDArray[np.integer]
+    probabilities: npt.NDArray[np.float64]
+    quality: npt.NDArray[np.float64]
+    agreeing: npt.NDArray[np.integer]
+    distance: Distances
+    far: float
+
+
+def gather_evidence(
     labels: Labels,
     probabilities: npt.NDArray[np.float64],
     quality: npt.NDArray[np.float64],
     neighbours: npt.NDArray[Any],
     distances: Distances,
     usual_distances: Distances,
-) -> list[tuple[Cause, str]]:
-    """Find the probable cause of each of some wrong predictions, all there are of a test set.
+) -> Evidence:
+    """Gather what the causes of some wrong predictions, all there are of a test set, are found from.
 
     Args:
         labels: Their labels, of shape ``(n,)``.
@@ -169,43 +184,106 @@ def find_causes(
         neighbours: The labels of the ten nearest training images, of shape ``(n, 10)``.
         distances: How far those are, of shape ``(n, 10)``.
         usual_distances: The same for images predicted right, of shape ``(m, 10)``.
-
-    Returns:
-        The cause, and what speaks for it, in words.
     """
     predictions = probabilities.argmax(axis=1)
-    agreeing = (neighbours == predictions[:, np.newaxis]).sum(axis=1)
-    nearness = distances[:, :N_SHOWN].mean(axis=1)
     usual = usual_distances[:, :N_SHOWN].mean(axis=1)
-    far = float(np.quantile(usual, FAR)) if len(usual) else np.inf
-    mislabelled = (quality < MISLABELLED) & (agreeing >= AGREEING) & (nearness <= far)
-    second, first = np.sort(probabilities, axis=1)[:, -2:].T
-    second_class = np.argsort(probabilities, axis=1)[:, -2]
-    # What is probably no confusion of the model's says nothing about the pair.
-    systematic = find_systematic_pairs(labels[~mislabelled], predictions[~mislabelled])
+    return Evidence(
+        labels=labels,
+        predictions=predictions,
+        probabilities=probabilities,
+        quality=quality,
+        agreeing=(neighbours == predictions[:, np.newaxis]).sum(axis=1),
+        distance=distances[:, :N_SHOWN].mean(axis=1),
+        far=float(np.quantile(usual, FAR)) if len(usual) else np.inf,
+    )
 
-    def explain(n: int) -> tuple[Cause, str]:
-        label, prediction = int(labels[n]), int(predictions[n])
-        pair = frozenset((label, prediction))
-        if mislabelled[n]:
-            return "label error", (
-                f"{probabilities[n, prediction]:.1%} for {prediction}, {probabilities[n, label]:.1%} for the label; "
-                f"{agreeing[n]} of the {N_NEIGHBOURS} nearest training images are labelled {prediction}"
-            )
-        if second[n] >= AMBIGUOUS * first[n]:
-            return "ambiguous", f"{first[n]:.0%} for {prediction}, {second[n]:.0%} for {second_class[n]}"
+
+def find_causes(evidence: Evidence) -> list[tuple[str, str]]:
+    """Find the probable cause of each wrong prediction: its name, and what speaks for it, in words."""
+    found: list[tuple[str, str]] = [("", "")] * len(evidence.labels)
+    for cause in reversed(CAUSES):  # the first one that fits counts
+        for n, words in cause.find(evidence).items():
+            found[n] = (cause.name, words)
+    return found
+
+
+def _label_error(evidence: Evidence) -> dict[int, str]:
+    e = evidence
+    fits = (e.quality < MISLABELLED) & (e.agreeing >= AGREEING) & (e.distance <= e.far)
+    return {
+        n: f"{e.probabilities[n, e.predictions[n]]:.1%} for {e.predictions[n]}, "
+        f"{e.probabilities[n, e.labels[n]]:.1%} for the label; {e.agreeing[n]} of the {N_NEIGHBOURS} nearest training "
+        f"images are labelled {e.predictions[n]}"
+        for n in np.flatnonzero(fits).tolist()
+    }
+
+
+def _ambiguous(evidence: Evidence) -> dict[int, str]:
+    e = evidence
+    classes = np.argsort(e.probabilities, axis=1)[:, ::-1]
+    first, second = np.take_along_axis(e.probabilities, classes[:, :2], axis=1).T
+    return {
+        n: f"{first[n]:.0%} for {classes[n, 0]}, {second[n]:.0%} for {classes[n, 1]}"
+        for n in np.flatnonzero(second >= AMBIGUOUS * first).tolist()
+    }
+
+
+def _confusable_pair(evidence: Evidence) -> dict[int, str]:
+    # A label that is probably wrong says nothing about the pair.
+    kept = [n for n in range(len(evidence.labels)) if n not in _label_error(evidence)]
+    systematic = find_systematic_pairs(evidence.labels[kept], evidence.predictions[kept])
+    words = {}
+    for n in kept:
+        pair = frozenset((int(evidence.labels[n]), int(evidence.predictions[n])))
         if pair in systematic:
             times, p = systematic[pair]
             low, high = sorted(pair)
-            return "confusable pair", f"{low} and {high} are taken for each other {times} times (corrected p = {p:.2g})"
-        if nearness[n] > far:
-            return "atypical", (
-                f"its nearest training images are {nearness[n]:.3f} away; of images predicted right, "
-                f"{FAR:.0%} have theirs within {far:.3f}"
-            )
-        return "unexplained", f"{first[n]:.0%} for {prediction}, and nothing unusual about the image"
+            words[n] = f"{low} and {high} are taken for each other {times} times (corrected p = {p:.2g})"
+    return words
 
-    return [explain(n) for n in range(len(labels))]
+
+def _atypical(evidence: Evidence) -> dict[int, str]:
+    return {
+        n: f"its nearest training images are {evidence.distance[n]:.3f} away; of images predicted right, "
+        f"{FAR:.0%} have theirs within {evidence.far:.3f}"
+        for n in np.flatnonzero(evidence.distance > evidence.far).tolist()
+    }
+
+
+def _unexplained(evidence: Evidence) -> dict[int, str]:
+    sure = evidence.probabilities.max(axis=1)
+    return {
+        n: f"{sure[n]:.0%} for {evidence.predictions[n]}, and nothing unusual about the image"
+        for n in range(len(evidence.labels))
+    }
+
+
+class CauseRule(NamedTuple):
+    """How a cause is called, and found.
+
+    Attributes:
+        name: What it is called.
+        meaning: What it means, in words.
+        find: What speaks for it, in words, for each wrong prediction that it fits, by the prediction's row.
+    """
+
+    name: str
+    meaning: str
+    find: Callable[[Evidence], dict[int, str]]
+
+
+# The first one that fits is given. To add a cause, write a function above and a line here.
+CAUSES = (
+    CauseRule(
+        "label error",
+        "the label is probably wrong: model and nearest training images agree on another digit",
+        _label_error,
+    ),
+    CauseRule("ambiguous", "two digits are nearly equally probable", _ambiguous),
+    CauseRule("confusable pair", "one of two digits that the model often takes for each other", _confusable_pair),
+    CauseRule("atypical", "far from all training images", _atypical),
+    CauseRule("unexplained", "none of these", _unexplained),
+)
 
 
 def find_systematic_pairs(labels: Labels, predictions: npt.NDArray[Any]) -> dict[Pair, tuple[int, float]]:
@@ -233,7 +311,7 @@ def find_systematic_pairs(labels: Labels, predictions: npt.NDArray[Any]) -> dict
 def most_instructive_first(cases: list[Case]) -> list[Case]:
     """Sort so that the first screen shows the clearest of each cause, and what the champion had right comes first."""
     clearest = sorted(cases, key=lambda case: (case.status == "shared", -case.guesses[0].probability, case.index))
-    by_cause = [[case for case in clearest if case.cause == cause] for cause in CAUSES]
+    by_cause = [[case for case in clearest if case.cause == rule.name] for rule in CAUSES]
     return [case for row in zip_longest(*by_cause) for case in row if case is not None]
 
 

@@ -9,8 +9,10 @@ from prefect import task
 from pydantic import BaseModel, ConfigDict, Field
 
 from artifacts.dataset import read_array
-from artifacts.records import N_CLASSES, Check, Comparison, Dataset, Evaluation, InfraValidation, Robustness, Verdict
-from tasks.caching import StepCache, origin
+from artifacts.records.data import N_CLASSES, Dataset
+from artifacts.records.evaluation import Evaluation, InfraValidation, Robustness
+from artifacts.records.release import Check, Comparison, Verdict
+from tasks.running.cache import StepCache, origin
 
 Right = npt.NDArray[np.bool_]
 
@@ -69,22 +71,20 @@ def judge_model(
     evaluation: Evaluation,
     infra: InfraValidation,
     robustness: Robustness,
-    champion: Evaluation | None,
-    champion_robustness: Robustness | None,
+    rival: Evaluation | None,
+    rival_robustness: Robustness | None,
     parameters: GateParameters,
 ) -> Verdict:
-    """Judge a model by its figures and, if there is another champion, by that one's on the same test images."""
+    """Judge a model by its figures and, if another model is champion, by that rival's on the same test images."""
     comparison = None
-    if champion is not None:
+    if rival is not None:
         y_true = read_array(dataset.y_test)
-        right, champion_right = (
-            read_array(one.probabilities).argmax(axis=1) == y_true for one in (evaluation, champion)
-        )
-        comparison = compare(y_true, right, champion_right, parameters)
+        right, rival_right = (read_array(one.probabilities).argmax(axis=1) == y_true for one in (evaluation, rival))
+        comparison = compare(y_true, right, rival_right, parameters)
     checks = [
         *check_alone(evaluation, infra, parameters),
         *(check_comparison(comparison, parameters) if comparison else ()),
-        *([check_slices(robustness, champion_robustness, parameters)] if champion_robustness else ()),
+        *([check_slices(robustness, rival_robustness, parameters)] if rival_robustness else ()),
     ]
     if parameters.hold_for_approval:
         checks.append(
@@ -98,7 +98,7 @@ def judge_model(
     return Verdict(
         decision=decide(checks),
         checks=tuple(checks),
-        champion=champion.weights_digest if champion else None,
+        rival=rival.weights_digest if rival else None,
         comparison=comparison,
         origin=origin(),
     )
@@ -177,20 +177,24 @@ def check_comparison(comparison: Comparison, parameters: GateParameters) -> list
     ]
 
 
-def check_slices(robustness: Robustness, champion: Robustness, parameters: GateParameters) -> Check:
+def check_slices(robustness: Robustness, rival: Robustness, parameters: GateParameters) -> Check:
     """No slice of the test images, and no change of them, may be shown to be worse than the champion's by the margin.
 
     Two trainings of one network differ by half a point on changed images, so harm without a margin would be shown of
     nearly every model. The digits are left out: they have a check of their own.
     """
-    right, champion_right = (
-        {f"{one.kind}: {one.name}": row for one, row in zip(r.slices, read_array(r.right), strict=True)}
-        for r in (robustness, champion)
+    right, rival_right = (
+        {
+            f"{one.kind}: {one.name}": row
+            for one, row in zip(r.slices, read_array(r.right), strict=True)
+            if not one.is_class
+        }
+        for r in (robustness, rival)
     )
-    looked_at = [name for name in right if name in champion_right and not name.startswith("digit")]
+    looked_at = [name for name in right if name in rival_right]
     p_worse = {}
     for name in looked_at:
-        ours, theirs = right[name], champion_right[name]
+        ours, theirs = right[name], rival_right[name]
         lost, won = int(((ours == 0) & (theirs == 1)).sum()), int(((ours == 1) & (theirs == 0)).sum())
         value = _not_worse(lost, won, int((ours >= 0).sum()), -parameters.slice_margin)
         p_worse[name] = min(1.0, len(looked_at) * value)
@@ -213,21 +217,21 @@ def _in_words(images_needed: int | None) -> str:
 
 
 def compare(
-    y_true: npt.NDArray[np.integer], right: Right, champion_right: Right, parameters: GateParameters
+    y_true: npt.NDArray[np.integer], right: Right, rival_right: Right, parameters: GateParameters
 ) -> Comparison:
     """Compare two models on the same images; only those that one has right and the other wrong tell them apart.
 
     Args:
         y_true: Labels, of shape ``(n,)``.
         right: Which images the candidate has right, of shape ``(n,)``.
-        champion_right: Which images the champion has right, of shape ``(n,)``.
+        rival_right: Which images the rival has right, of shape ``(n,)``.
         parameters: Of these, the level and the margin.
 
     Returns:
         One-sided exact McNemar tests: that the candidate is better, that it is worse, that it isn't worse by more than
         the margin, and for each class that it is worse there, with Bonferroni's correction.
     """
-    won, lost = right & ~champion_right, ~right & champion_right
+    won, lost = right & ~rival_right, ~right & rival_right
     wins, losses = int(won.sum()), int(lost.sum())
     return Comparison(
         won=tuple(np.flatnonzero(won).tolist()),

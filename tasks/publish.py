@@ -17,13 +17,19 @@ from prefect.logging.loggers import flow_run_logger
 from pydantic import BaseModel
 
 from artifacts import report
-from artifacts.records import Epoch, Evaluation, Key, Results, RunSummary, StepRecord, Training, Validation, Version
-from artifacts.report import RunReport, Step
+from artifacts.records.base import Key, StepRecord
+from artifacts.records.data import Validation
+from artifacts.records.evaluation import Evaluation
+from artifacts.records.model import Epoch, Training
+from artifacts.records.release import Version
+from artifacts.records.run import MANIFEST, Manifest, Results, RunSummary, Step
+from artifacts.report import RunReport
 from artifacts.settings import Settings, home
-from artifacts.store import write_atomically
-from tasks.caching import digest_code, library_version
-from tasks.logs import run_logger
-from tasks.revision import git_revision
+from artifacts.store import StoredFile, put_bytes
+from tasks.running.cache import library_version
+from tasks.running.code import digest_code
+from tasks.running.logs import run_logger
+from tasks.running.revision import git_revision
 
 # By key: the artifact's text, and what the Artifacts page says it is.
 ARTIFACTS: dict[str, tuple[Callable[[RunReport], str], str]] = {
@@ -50,29 +56,35 @@ def publish_run(parameters: dict[str, BaseModel], results: Results) -> RunSummar
     Returns:
         What to tell the person who started the run.
     """
-    flow_run = prefect.runtime.flow_run
-    folder = run_folder(flow_run.id or "without-a-run")
-    training, evaluation, drawn, registration = (
-        results.training,
-        results.evaluation,
-        results.report,
-        results.registration,
+    folder = run_folder(prefect.runtime.flow_run.id or "without-a-run")
+    run = describe_run(folder, parameters, results)
+    folder.mkdir(parents=True, exist_ok=True)
+    for unfinished in folder.glob(".*"):  # of a process of this run that was killed
+        unfinished.unlink()
+    files = files_of(run)
+    for name, file in files.items():
+        file.link_to(folder / name)
+    for key, (render, description) in ARTIFACTS.items():
+        create_markdown_artifact(render(run), key=key, description=description)
+    manifest_of(run, files).write(folder)
+    run_logger().info(f"report: {folder / 'report.html'}")
+    return RunSummary(
+        flow_run_id=folder.name,
+        folder=folder,
+        accuracy=results.evaluation.accuracy,
+        n_wrong=results.evaluation.n_wrong,
+        n_test=results.evaluation.n_test,
+        headline=run.headline,
+        version=results.registration.version.version,
+        steps=tuple(step.line for step in run.steps),
     )
-    records = {
-        "ingest": results.dataset,
-        "validate": results.validation,
-        "check-labels": results.labels,
-        "train": training,
-        "evaluate": evaluation,
-        "robustness": results.robustness,
-        "infra-validate": results.infra,
-        "gate": results.verdict,
-        "explain": results.explanation,
-        "report": drawn,
-        "register": registration,
-    }
-    before = last_keys(folder)
-    run = RunReport(
+
+
+def describe_run(folder: Path, parameters: dict[str, BaseModel], results: Results) -> RunReport:
+    """Everything that the report of this run says."""
+    flow_run = prefect.runtime.flow_run
+    records, before = results.by_step(), last_keys(folder)
+    return RunReport(
         id=folder.name,
         name=flow_run.name or "",
         started=flow_run.scheduled_start_time or datetime.now(UTC),
@@ -83,51 +95,31 @@ def publish_run(parameters: dict[str, BaseModel], results: Results) -> RunSummar
         git_revision=git_revision(),
         libraries={name: library_version(name) for name in LIBRARIES},
         steps=tuple(describe_step(name, record, folder.name, before.get(name)) for name, record in records.items()),
-        links=links(folder.name, registration.version),
+        links=links(folder.name, results.registration.version),
     )
-    folder.mkdir(parents=True, exist_ok=True)
-    for unfinished in folder.glob(".*"):  # by a process of this run that was killed
-        unfinished.unlink()
-    files = {
-        "validation.json": results.validation.result,
-        "data_docs.html": results.validation.data_docs,
-        "training_labels.csv": results.labels.csv,
-        "test_labels.csv": results.explanation.suspects,
-        "learning_curves.png": drawn.learning_curves,
-        "confusion_matrix.png": drawn.confusion_matrix,
-        "wrong_predictions.png": drawn.wrong_predictions,
-        "wrong_predictions.csv": drawn.wrong_predictions_csv,
-        "wrong_predictions.json": results.explanation.cases,
-        "robustness.png": drawn.robustness,
-        "confidence.png": drawn.confidence,
-        "model.keras": training.model.keras,
-        "model.h5": training.model.h5,
-    }
-    if drawn.disagreements:
-        files["disagreements.png"] = drawn.disagreements
-    for name, file in files.items():
-        file.link_to(folder / name)
-    for name, content in {
-        "history.csv": history_csv(training.history),
-        "metrics.json": _json(metrics(training, evaluation)),
+
+
+def files_of(run: RunReport) -> dict[str, StoredFile]:
+    """The files of the run's folder by name, all but its manifest."""
+    model = run.training.model
+    texts = {
+        "history.csv": history_csv(run.training.history),
+        "metrics.json": json.dumps(metrics(run.training, run.evaluation), indent=2) + "\n",
         "report.html": report.report_html(run),
         "report.md": report.report_markdown(run),
-    }.items():
-        write_atomically(folder / name, content)
-    for key, (render, description) in ARTIFACTS.items():
-        create_markdown_artifact(render(run), key=key, description=description)
-    write_atomically(folder / "manifest.json", _json(manifest(run, records)))
-    run_logger().info(f"report: {folder / 'report.html'}")
-    return RunSummary(
-        flow_run_id=folder.name,
-        folder=folder,
-        accuracy=evaluation.accuracy,
-        n_wrong=evaluation.n_wrong,
-        n_test=evaluation.n_test,
-        headline=run.headline,
-        version=registration.version.version,
-        steps=tuple(step.line for step in run.steps),
-    )
+    }
+    return {
+        "validation.json": run.validation.result,
+        "data_docs.html": run.validation.data_docs,
+        "training_labels.csv": run.labels.csv,
+        "test_labels.csv": run.explanation.suspects,
+        **{f"{name}.png": picture for name, picture in run.report.pictures.items()},
+        "wrong_predictions.csv": run.report.wrong_predictions_csv,
+        "wrong_predictions.json": run.explanation.cases,
+        "model.keras": model.keras,
+        "model.h5": model.h5,
+        **{name: put_bytes(Path(name).suffix, text.encode()) for name, text in texts.items()},
+    }
 
 
 def publish_validation(validation: Validation) -> None:
@@ -161,29 +153,35 @@ def links(flow_run_id: str, version: Version) -> dict[str, str]:
 def describe_step(name: str, record: StepRecord, flow_run_id: str, before: Key | None) -> Step:
     """Say whether this run computed a step or reused it, and if computed, what had changed since the last run."""
     origin = record.origin
+    key = origin.key if origin else None
     if origin is None or origin.flow_run_id != flow_run_id:
         return Step(
             name=name,
             state="reused",
             seconds=origin.seconds if origin else 0.0,
             reused_from=origin.flow_run_id if origin else None,
+            key=key,
         )
-    if origin.key is None:
+    if key is None:
         changes: tuple[str, ...] = ("always runs",)
     elif before is None:
         changes = ("for the first time",)
     else:
-        changes = origin.key.changes_since(before) or ("asked for anew, or its result was missing from the store",)
-    return Step(name=name, state="computed", seconds=origin.seconds, changes=changes)
+        changes = key.changes_since(before) or ("asked for anew, or its result was missing from the store",)
+    return Step(name=name, state="computed", seconds=origin.seconds, changes=changes, key=key)
 
 
 def last_keys(folder: Path) -> dict[str, Key]:
     """The keys of the last finished run's steps, by step; none before the first."""
-    manifests = [path for path in folder.parent.glob("*/manifest.json") if path.parent != folder]
-    for path in sorted(manifests, key=lambda path: path.stat().st_mtime, reverse=True):
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        if manifest["state"] == "completed":
-            return {step["name"]: Key.model_validate(step["key"]) for step in manifest["steps"] if step["key"]}
+    others = [path for path in folder.parent.glob(f"*/{MANIFEST}") if path.parent != folder]
+    for path in sorted(others, key=lambda path: path.stat().st_mtime, reverse=True):
+        try:
+            manifest = Manifest.read(path.parent)
+        except ValueError as error:
+            run_logger().warning(f"{error}; the run is passed over")
+            continue
+        if manifest and manifest.state == "completed":
+            return {step.name: step.key for step in manifest.steps if step.key}
     return {}
 
 
@@ -197,41 +195,35 @@ def code_of_all(records: Iterable[StepRecord]) -> dict[str, str]:
 
 
 def metrics(training: Training, evaluation: Evaluation) -> dict[str, float]:
-    """The figures of `metrics.json`."""
-    return {
-        "test_accuracy": evaluation.accuracy,
-        "test_loss": evaluation.loss,
-        "n_wrong": evaluation.n_wrong,
-        "n_test": evaluation.n_test,
-        "expected_calibration_error": evaluation.expected_calibration_error,
-        "n_for_a_person": evaluation.n_for_a_person,
+    """The figures of `metrics.json`: those of the evaluation, and some of the training."""
+    in_training = ("accuracy", "loss")  # of the test set here, not of the training images
+    tested = {f"test_{name}" if name in in_training else name: value for name, value in evaluation.metrics().items()}
+    return tested | {
         "temperature": training.temperature,
         "fit_seconds": training.fit_seconds,
         "epochs": training.history[-1].epoch,
     }
 
 
-def manifest(run: RunReport, records: dict[str, StepRecord]) -> dict[str, Any]:
-    """The content of `manifest.json`: what made the run's result, and how each step went."""
-    keys = {name: record.origin.key if record.origin else None for name, record in records.items()}
-    return {
-        "flow_run_id": run.id,
-        "flow_run_name": run.name,
-        "state": "completed",
-        "parameters": run.parameters,
-        "data_digest": run.dataset.digest,
-        "code_digest": run.code_digest,
-        "git_revision": run.git_revision,
-        "libraries": run.libraries,
-        "steps": [
-            step.model_dump(mode="json") | {"key": key.model_dump() if (key := keys[step.name]) else None}
-            for step in run.steps
-        ],
-        "weights_digest": run.training.model.weights_digest,
-        "verdict": run.verdict.model_dump(mode="json", exclude={"origin"}),
-        "version": run.registration.version.version,
-        "champion": run.registration.champion,
-    }
+def manifest_of(run: RunReport, files: dict[str, StoredFile]) -> Manifest:
+    """The manifest of a run that completed."""
+    return Manifest(
+        flow_run_id=run.id,
+        flow_run_name=run.name,
+        state="completed",
+        parameters=run.parameters,
+        data_digest=run.dataset.digest,
+        code_digest=run.code_digest,
+        git_revision=run.git_revision,
+        libraries=run.libraries,
+        steps=run.steps,
+        weights_digest=run.training.model.weights_digest,
+        metrics=metrics(run.training, run.evaluation),
+        verdict=run.verdict,
+        version=run.registration.version.version,
+        champion_number=run.registration.champion_number,
+        files=files,
+    )
 
 
 def history_csv(history: Iterable[Epoch]) -> str:
@@ -243,24 +235,15 @@ def history_csv(history: Iterable[Epoch]) -> str:
     return text.getvalue()
 
 
-def _json(content: Any) -> str:
-    return json.dumps(content, indent=2) + "\n"
-
-
 def publish_failure(flow: Flow[..., Any], flow_run: FlowRun, state: State) -> None:
     """Log what failed and where its artifacts lie, and leave a manifest that says so; a hook of the flow."""
     folder = run_folder(str(flow_run.id))
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(
-        folder / "manifest.json",
-        _json(
-            {
-                "flow_run_id": str(flow_run.id),
-                "flow_run_name": flow_run.name,
-                "state": state.type.value.lower(),
-                "reason": state.message,
-            }
-        ),
-    )
+    Manifest(
+        flow_run_id=str(flow_run.id),
+        flow_run_name=flow_run.name,
+        state=state.type.value.lower(),
+        reason=state.message,
+    ).write(folder)
     # After a crash the worker calls this, outside of the run.
     flow_run_logger(flow_run, flow).error(f"{state.name}: {state.message} Its artifacts: {folder}")

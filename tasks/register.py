@@ -1,7 +1,5 @@
 """Register: the model into MLflow's registry, as a new version unless it is there, and the verdict carried out."""
 
-import hashlib
-import json
 import shutil
 import tempfile
 from datetime import UTC, datetime
@@ -14,42 +12,39 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from artifacts.dataset import load_test, read_array
-from artifacts.records import AliasMove, Dataset, Evaluation, Lineage, Registration, Training, Verdict, Version
+from artifacts.records.data import Dataset
+from artifacts.records.evaluation import Evaluation
+from artifacts.records.model import Training
+from artifacts.records.release import AliasMove, Registration, Verdict, Version
 from artifacts.settings import Settings
-from tasks.caching import StepCache, digest_code, library_version, origin
-from tasks.drift import profile
-from tasks.logs import run_logger
-from tasks.networks import load_model
-from tasks.rebuild import made_by_this_process
-from tasks.registry import (
+from tasks.data.drift import profile
+from tasks.model.saved import load_model
+from tasks.registry.history import history, move_alias, replaced_by_hand
+from tasks.registry.lineage import identity, lineage_tags
+from tasks.registry.versions import (
     CHALLENGER,
     CHAMPION,
     GOLDEN_IMAGES,
     GOLDEN_PROBABILITIES,
-    LINEAGE,
     MODEL_FILES,
-    NOT_REPRODUCIBLE,
     OF_THE_REGISTRY,
-    PATCH,
     PROFILE,
     REGISTERED_MODEL,
     connect,
     find_number,
-    history,
-    move_alias,
     number_by_alias,
     read_version,
     registry_digest,
     version_by_tags,
 )
-from tasks.revision import working_tree
+from tasks.running.cache import StepCache, library_version, origin
+from tasks.running.logs import run_logger
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+
 N_GOLDEN = 100
-# Far more than anybody's edits; a data set among the committed files could be anything.
-MAX_PATCH_BYTES = 5_000_000
 
 
 def _reads(dataset: Dataset, training: Training, verdict: Verdict) -> dict[str, str] | None:
@@ -73,8 +68,8 @@ def find_registration(dataset: Dataset, training: Training, verdict: Verdict) ->
     return Registration(
         version=version,
         created=False,
-        champion=aliases.champion,
-        previous_champion=aliases.champion,
+        champion_number=aliases.champion_number,
+        previous_champion_number=aliases.champion_number,
         withheld=aliases.withheld,
         origin=origin(),
     )
@@ -84,14 +79,14 @@ class Aliases(NamedTuple):
     """Which versions bear the aliases, and which aliases another version is to get.
 
     Attributes:
-        challenger: The number of the version that bears it, if one does.
-        champion: Likewise.
+        challenger_number: The number of the version that bears the alias `challenger`, if one does.
+        champion_number: The number of the champion's version, if there is one.
         due: The aliases that the version is to get and doesn't bear.
         withheld: Why a person took the champion's alias from it, if the verdict would give it back.
     """
 
-    challenger: int | None
-    champion: int | None
+    challenger_number: int | None
+    champion_number: int | None
     due: list[str]
     withheld: str | None
 
@@ -99,23 +94,13 @@ class Aliases(NamedTuple):
 def compare_aliases(client: "MlflowClient", version: Version, verdict: Verdict) -> Aliases:
     """Compare who bears the aliases with who is to: the newest version, and the last one that was promoted."""
     # Of another version only the number counts, whole or not.
-    challenger, champion = (number_by_alias(client, alias) for alias in (CHALLENGER, CHAMPION))
-    due = [CHALLENGER] if challenger is None or challenger < version.version else []
+    challenger_number, champion_number = (number_by_alias(client, alias) for alias in (CHALLENGER, CHAMPION))
+    due = [CHALLENGER] if challenger_number is None or challenger_number < version.version else []
     withheld = None
-    if verdict.decision == "promote" and champion != version.version:
+    if verdict.decision == "promote" and champion_number != version.version:
         withheld = replaced_by_hand(history(client), version.version)
         due += [CHAMPION] if withheld is None else []
-    return Aliases(challenger, champion, due, withheld)
-
-
-def identity(dataset: Dataset, training: Training) -> dict[str, str]:
-    """The tags by which a version is known."""
-    return {
-        "weights_digest": training.model.weights_digest,
-        "data_digest": dataset.digest,
-        # The code that trained it; of none where the task was called without a run.
-        "code_digest": digest_code(training.origin.key.code if training.origin and training.origin.key else {}),
-    }
+    return Aliases(challenger_number, champion_number, due, withheld)
 
 
 @task(name="register", cache_policy=NO_CACHE, **OF_THE_REGISTRY)
@@ -131,12 +116,12 @@ def register_model(dataset: Dataset, training: Training, evaluation: Evaluation,
         version = create_version(client, dataset, training, evaluation)
     aliases = compare_aliases(client, version, verdict)
     if CHALLENGER in aliases.due:
-        move_alias(client, move(CHALLENGER, aliases.challenger, version, "newly registered", verdict))
+        move_alias(client, move(CHALLENGER, aliases.challenger_number, version, "newly registered", verdict))
     client.set_model_version_tag(REGISTERED_MODEL, str(version.version), "verdict", verdict.decision)
     promoted = CHAMPION in aliases.due
     if promoted:
         reasons = "; ".join(f"{check.name}: {check.detail}" for check in verdict.checks)
-        move_alias(client, move(CHAMPION, aliases.champion, version, reasons, verdict))
+        move_alias(client, move(CHAMPION, aliases.champion_number, version, reasons, verdict))
     run_logger().info(
         f"version {version.version} of {REGISTERED_MODEL} {'registered' if created else 'was registered already'}"
         f"{', and is the champion now' if promoted else ''}"
@@ -144,8 +129,8 @@ def register_model(dataset: Dataset, training: Training, evaluation: Evaluation,
     return Registration(
         version=version,
         created=created,
-        champion=version.version if promoted else aliases.champion,
-        previous_champion=aliases.champion,
+        champion_number=version.version if promoted else aliases.champion_number,
+        previous_champion_number=aliases.champion_number,
         withheld=aliases.withheld,
         origin=origin(),
     )
@@ -164,17 +149,6 @@ def move(alias: str, before: int | None, after: Version, why: str, verdict: Verd
     )
 
 
-def replaced_by_hand(moves: list[AliasMove], version: int) -> str | None:
-    """Why a person took the champion's alias from a version, if that is the last that happened to it.
-
-    What a person decided is undone by a person: otherwise the next nightly run would undo a rollback.
-    """
-    moved = [m for m in moves if m.alias == CHAMPION and version in (m.before, m.after)]
-    if moved and moved[-1].before == version and moved[-1].verdict is None:
-        return moved[-1].why
-    return None
-
-
 def create_version(client: "MlflowClient", dataset: Dataset, training: Training, evaluation: Evaluation) -> Version:
     """Log an MLflow run with the model, its parameters, metrics and history, and register it as a new version."""
     lineage = {
@@ -188,8 +162,8 @@ def create_version(client: "MlflowClient", dataset: Dataset, training: Training,
     key = training.origin.key if training.origin else None
     for name, value in (key.inputs if key else {}).items():
         client.log_param(run_id, name, value)
-    for name in ("loss", "accuracy", "n_wrong", "n_test", "expected_calibration_error"):
-        client.log_metric(run_id, f"test_{name.removeprefix('n_')}", getattr(evaluation, name))
+    for name, metric in evaluation.metrics().items():
+        client.log_metric(run_id, f"test_{name.removeprefix('n_')}", metric)
     client.log_metric(run_id, "fit_seconds", training.fit_seconds)
     for step, epoch in enumerate(training.history, start=1):
         for name, value in epoch.model_dump().items():
@@ -218,50 +192,13 @@ def create_version(client: "MlflowClient", dataset: Dataset, training: Training,
     )
 
 
-def lineage_tags(dataset: Dataset, training: Training, evaluation: Evaluation, folder: Path) -> dict[str, str]:
-    """The tag by which `make reproduce` makes the version again, or the one that says why it can't.
-
-    The revision is that of this run's code, even if the training is reused: it was reused because this is its code.
-
-    Args:
-        dataset: What it was trained on.
-        training: How it was trained.
-        evaluation: How it does.
-        folder: Gets the patch of what wasn't committed, for the version's MLflow run.
-    """
-    tree = working_tree()
-    if training.origin is None or training.origin.key is None:
-        obstacle = "it was trained by a call outside of a flow run, whose parameters nobody kept"
-    elif tree.revision is None:
-        obstacle = "its code isn't in a git repository"
-    elif len(tree.patch) > MAX_PATCH_BYTES:
-        obstacle = f"its uncommitted changes were {len(tree.patch):,} bytes; at most {MAX_PATCH_BYTES:,} are kept"
-    else:
-        inputs = training.origin.key.inputs
-        made_from = Lineage(
-            revision=tree.revision,
-            patch=hashlib.sha256(tree.patch).hexdigest() if tree.patch else None,
-            parameters={
-                name.removeprefix("train."): json.loads(value)
-                for name, value in inputs.items()
-                if name.startswith("train.")
-            },
-            **made_by_this_process(dataset, training, evaluation),
-        )
-        if tree.patch:
-            (folder / PATCH).write_bytes(tree.patch)
-        return {LINEAGE: made_from.model_dump_json()}
-    run_logger().warning(f"the new version can't be made again by `make reproduce`: {obstacle}")
-    return {NOT_REPRODUCIBLE: obstacle}
-
-
 def _experiment(client: "MlflowClient") -> str:
     found = client.get_experiment_by_name(REGISTERED_MODEL)
     if found is not None:
         return str(found.experiment_id)
     # A database alone would have its files below the current folder; a server has a place of its own.
-    scheme, _, database = Settings().tracking_uri.partition(":///")
-    location = (Path(database).resolve().parent / "artifacts").as_uri() if scheme == "sqlite" else None
+    database = Settings().registry_database
+    location = (database.parent / "artifacts").as_uri() if database else None
     return client.create_experiment(REGISTERED_MODEL, artifact_location=location)
 
 

@@ -7,11 +7,13 @@ import numpy.typing as npt
 from prefect import task
 
 from artifacts.dataset import load_test, read_array, scale
-from artifacts.records import N_CLASSES, Dataset, Model, Robustness, Slice
+from artifacts.records.data import N_CLASSES, Dataset
+from artifacts.records.evaluation import CLASS_KIND, Robustness, Slice
+from artifacts.records.model import Model
 from artifacts.store import put
-from tasks.caching import StepCache, origin
-from tasks.logs import run_logger
-from tasks.networks import load_model
+from tasks.model.saved import load_model
+from tasks.running.cache import StepCache, origin
+from tasks.running.logs import run_logger
 
 Pixels = npt.NDArray[np.uint8]
 Measure = npt.NDArray[np.float64]
@@ -34,7 +36,7 @@ def measure_robustness(model: Model, dataset: Dataset) -> Robustness:
 
     unchanged = is_right(images)
     rows = [np.where(labels == digit, unchanged, -1) for digit in range(N_CLASSES)]
-    names: list[tuple[str, str]] = [("digit", f"{digit}") for digit in range(N_CLASSES)]
+    names: list[tuple[str, str]] = [(CLASS_KIND, f"{digit}") for digit in range(N_CLASSES)]
     for kind, name, inside in slice_images(images):
         rows.append(np.where(inside, unchanged, -1))
         names.append((kind, name))

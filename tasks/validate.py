@@ -1,45 +1,38 @@
 """Validate: the expectation suite that the data must meet before anything is trained on them."""
 
-import hashlib
 import json
-import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-import numpy as np
-import numpy.typing as npt
 from prefect import task
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from artifacts import data_docs
-from artifacts.dataset import Images, Split, load_test, load_train, read_array
-from artifacts.errors import ValidationError
-from artifacts.records import N_CLASSES, Dataset, Outcome, Validation
+from artifacts.dataset import load_test, load_train, read_array
+from artifacts.errors import MnistError
+from artifacts.records.data import N_CLASSES, Dataset, Outcome, Validation
 from artifacts.store import put_bytes
-from tasks.caching import StepCache, origin
+from tasks.data.tables import class_means, tabulate_classes, tabulate_images
+from tasks.running.cache import StepCache, origin
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+class ExpectationError(MnistError):
+    """Raised if the data break an expectation of level error.
+
+    Attributes:
+        validation: The whole outcome, with its stored result and Data Docs.
+    """
+
+    validation: "Validation"
+
 
 # How many broken rows of an expectation are kept as samples; 60,000 would help nobody.
 N_SAMPLES = 10
 # How many broken expectations the error names; the Data Docs list all.
 N_NAMED = 3
-# Images described at once.
-BLOCK = 20_000
-# MNIST's mean training image of each class, 0–9, shrunk to 7×7: two hexadecimal digits a pixel.
-MNIST_MEANS = (
-    "000000010100000002247a862900001480786c7604004680133080080067622173580300369e9b5f0f0000010607010000",
-    "000000000000000000043f480d00000003714f0300000004a71b00000000229b0a00000006436510010000000405010000",
-    "0000040b060100000d5088711700000e2a357525000008295e751702013c8ca779390901327357452a0400000101010000",
-    "0000010201000000135888651100010f2a617f16000004469d7f130002131823792c000332788c69100000041012040000",
-    "0000000000000000051a192b2102001464316e2b0100339b65a22101001b4d7f7211000001144c3b08000000050d090100",
-    "00000000010000000322535a3b0a000b6570412609001079774b0e0000182539611f0100206d7d550f0000010d11050000",
-    "00000514180500000220634109000007525f190c000013856b7d440400169c8d8a410200043e733e070000000000000000",
-    "00000000000000000718221e080004348487a631000114212692160000030e6d5c060000022a74220100000527330e0100",
-    "0000000000000000032771702602000e6961764305000752b2711101000b6b83500e0000167b8a500b0000011118060000",
-    "000000000000000001104336070000117765851f0000237d6fa11200000933696607000001165a3a070000011324160400",
-)
 
 
 class ValidateParameters(BaseModel):
@@ -125,7 +118,7 @@ def validate_data(dataset: Dataset, parameters: ValidateParameters) -> Validatio
         The outcome of each expectation; GX's results and Data Docs lie in the store.
 
     Raises:
-        ValidationError: Raised if the data break an expectation of level error.
+        ExpectationError: Raised if the data break an expectation of level error.
     """
     train, test = load_train(dataset), load_test(dataset)
     means = class_means(train)
@@ -151,135 +144,44 @@ def validate_data(dataset: Dataset, parameters: ValidateParameters) -> Validatio
         origin=origin(),
     )
     if failures:
-        error = ValidationError(describe(failures))
+        error = ExpectationError(describe(failures))
         error.validation = validation
         raise error
     return validation
 
 
-def flatten(images: Images) -> Images:
-    """One row an image, shape ``(n, pixels)``."""
-    return np.ascontiguousarray(images.reshape(len(images), math.prod(images.shape[1:])))
-
-
-def class_means(train: Split) -> Images:
-    """The mean training image of each class, shape ``(10, pixels)``; NaN for a class without images."""
-    n = min(len(train.x), len(train.y))  # more of the one than of the other is reported by the suite
-    pixels, labels = flatten(train.x[:n]), train.y[:n]
-    means = np.full((N_CLASSES, pixels.shape[1]), np.nan, np.float32)
-    for label in range(N_CLASSES):
-        members = pixels[labels == label]
-        members = members[np.isfinite(members).all(axis=1)]
-        if len(members):
-            means[label] = members.mean(axis=0, dtype=np.float64)
-    return means
-
-
-def mnist_means() -> Images:
-    """MNIST's own class means, shape ``(10, 49)``, as `shrink` makes images."""
-    return np.array([list(bytes.fromhex(mean)) for mean in MNIST_MEANS], np.float32) / np.float32(255)
-
-
-def predict_by_class_mean(pixels: Images, means: Images) -> npt.NDArray[np.integer[Any]]:
-    """The label of the nearest class mean for each row of `pixels`; −1 where the sizes differ.
-
-    No model worth its name, but its 81 % on MNIST fall to 10 % if labels are shuffled.
-    """
-    if pixels.shape[1] != means.shape[1]:
-        return np.full(len(pixels), -1)
-    with np.errstate(invalid="ignore", over="ignore"):  # pixels not finite, or huge: the suite reports them
-        # |p − m|² less |p|², which is the same for every class.
-        distances = (means**2).sum(axis=1) - pixels @ (2 * means.T)
-    nearest: npt.NDArray[np.integer[Any]] = np.nan_to_num(distances, nan=np.inf).argmin(axis=1)
-    return nearest
-
-
-def shrink(images: Images) -> Images:
-    """One row an image, shape ``(n, pixels)``, of 7×7 pixels if the images are 28×28, else as they are."""
-    if images.shape[1:] != (28, 28, 1):
-        return flatten(images)
-    shrunk: Images = images.reshape(-1, 7, 4, 7, 4).mean(axis=(2, 4))
-    return flatten(shrunk)
-
-
-def tabulate_images(split: Split, dtype: np.dtype[Any], means: Images) -> "pd.DataFrame":
-    """Make the table of a split that the suite checks, one row an image.
-
-    Args:
-        split: The images and labels as train and evaluate consume them.
-        dtype: Type of the raw pixels.
-        means: The class means of the training split.
-
-    Returns:
-        A row for each image or label, whichever are more: a label without image, or an image without label, leaves
-        nulls. The pixel figures are null for an image that isn't finite, so that only `n_not_finite` reports it.
-    """
-    import pandas as pd
-
-    x, y = split
-    # In blocks: what is computed of all pixels at once takes several times their memory.
-    blocks = [describe_images(x[start : start + BLOCK], means) for start in range(0, max(len(x), 1), BLOCK)]
-    images = pd.concat(blocks, ignore_index=True)
-    images["dtype"] = dtype.name
-    images["is_duplicate"] = images["digest"].duplicated()
-    labels = pd.DataFrame({"label": pd.Series(y).where(np.isfinite(y)), "label_dtype": y.dtype.name})
-    table = images.join(labels, how="outer")
-    judged = (table["n_not_finite"] == 0) & table["label"].notna()
-    for column, nearest in {"agrees": "nearest_class", "agrees_with_mnist": "nearest_in_mnist"}.items():
-        table[column] = (table[nearest] == table["label"]).astype(float).where(judged)
-    return table
-
-
-def describe_images(x: Images, means: Images) -> "pd.DataFrame":
-    """Make the columns of `tabulate_images` that each image has for itself."""
-    import pandas as pd
-
-    pixels = flatten(x)
-    border = flatten(np.concatenate([x[:, 0], x[:, -1], x[:, :, 0], x[:, :, -1]], axis=1))
-    height, width, channels = (*x.shape[1:], 0)[:3]  # no channels, should their axis be missing
-    n_not_finite = np.count_nonzero(~np.isfinite(pixels), axis=1)
-    with np.errstate(invalid="ignore"):
-        figures = pd.DataFrame(
-            {
-                "pixel_min": pixels.min(axis=1),
-                "pixel_max": pixels.max(axis=1),
-                "pixel_range": pixels.max(axis=1) - pixels.min(axis=1),
-                "border_max": border.max(axis=1),
-                "pixel_mean": pixels.mean(axis=1, dtype=np.float64),
-            }
-        )
-    figures.loc[n_not_finite > 0] = np.nan
-    return pd.DataFrame(
-        {
-            "digest": pd.Series([hashlib.blake2b(row, digest_size=16).hexdigest() for row in pixels], dtype=str),
-            "height": height,
-            "width": width,
-            "channels": channels,
-            "n_not_finite": n_not_finite,
-            "nearest_class": predict_by_class_mean(pixels, means),
-            "nearest_in_mnist": predict_by_class_mean(shrink(x), mnist_means()),
-        }
-    ).join(figures)
-
-
-def tabulate_classes(images: "pd.DataFrame") -> "pd.DataFrame":
-    """Make the table of a split's classes, one row a class, the row's index being its label."""
-    import pandas as pd
-
-    count = images["label"].value_counts().reindex(range(N_CLASSES), fill_value=0)
-    return pd.DataFrame({"count": count, "share": count / images["label"].count()}).rename_axis(None)
-
-
 def image_expectations(split: Literal["train", "test"], parameters: ValidateParameters) -> list[Any]:
     """What is expected of a split's table of images: GX's expectations, the plainest faults first."""
+    n = parameters.n_train if split == "train" else parameters.n_test
+    expectations = [
+        *_whole_table(n),
+        *_label_and_shape(parameters),
+        *_pixel_values(parameters),
+        *_agreement(parameters),
+        *_rare("is_duplicate", parameters.duplicates_max, "repeats an earlier one of the split"),
+    ]
+    if split == "test":
+        expectations += _rare("in_train", parameters.leakage_max, "also stands in train")
+    return expectations
+
+
+def _whole_table(n: int) -> list[Any]:
+    """Expect as many images and labels as there should be."""
     import great_expectations.expectations as gxe
 
-    p = parameters
-    n = p.n_train if split == "train" else p.n_test
-    expectations = [
+    return [
         gxe.ExpectTableRowCountToEqual(value=n, description=f"The split has {n:,} images."),
         gxe.ExpectColumnValuesToNotBeNull(column="digest", description="Each label belongs to one image."),
         gxe.ExpectColumnValuesToNotBeNull(column="label", description="Each image has one label."),
+    ]
+
+
+def _label_and_shape(parameters: ValidateParameters) -> list[Any]:
+    """Expect labels that are digits, and images of one shape and type."""
+    import great_expectations.expectations as gxe
+
+    p = parameters
+    return [
         gxe.ExpectColumnValuesToBeInSet(
             column="label", value_set=list(range(N_CLASSES)), description="Each label is a digit, 0–9."
         ),
@@ -298,6 +200,15 @@ def image_expectations(split: Literal["train", "test"], parameters: ValidatePara
         gxe.ExpectColumnValuesToBeInSet(
             column="dtype", value_set=[p.dtype], description=f"Raw pixels are stored as {p.dtype}."
         ),
+    ]
+
+
+def _pixel_values(parameters: ValidateParameters) -> list[Any]:
+    """Expect pixels in 0–1 that look like ink on a blank border."""
+    import great_expectations.expectations as gxe
+
+    p = parameters
+    return [
         gxe.ExpectColumnValuesToBeInSet(
             column="n_not_finite", value_set=[0], description="No pixel is NaN or infinite."
         ),
@@ -330,6 +241,15 @@ def image_expectations(split: Literal["train", "test"], parameters: ValidatePara
             description=f"The outermost pixels are blank in a share of at least {p.blank_border_min}: "
             "digits are centred, light on dark.",
         ),
+    ]
+
+
+def _agreement(parameters: ValidateParameters) -> list[Any]:
+    """Expect labels that say what is on the images."""
+    import great_expectations.expectations as gxe
+
+    p = parameters
+    return [
         gxe.ExpectColumnMeanToBeBetween(
             column="agrees",
             min_value=p.agreement_min,
@@ -342,11 +262,7 @@ def image_expectations(split: Literal["train", "test"], parameters: ValidatePara
             description=f"MNIST's own nearest class mean agrees with a share of at least {p.mnist_agreement_min} "
             "of labels: the images are MNIST's digits, upright, and called what they are.",
         ),
-        *_rare("is_duplicate", p.duplicates_max, "repeats an earlier one of the split"),
     ]
-    if split == "test":
-        expectations += _rare("in_train", p.leakage_max, "also stands in train")
-    return expectations
 
 
 def _rare(column: str, share_max: float, what: str) -> list[Any]:
@@ -460,5 +376,5 @@ def describe(failures: list[Outcome]) -> str:
     more = f"; and {len(failures) - N_NAMED} more" if len(failures) > N_NAMED else ""
     return (
         f"the data don't pass validation: {'; '.join(named)}{more}. "
-        "Mend the data or, if they are as they should be, loosen the bounds (--validation.…)"
+        "Mend the data or, if they are as they should be, loosen the bounds (--validate.…)"
     )

@@ -33,13 +33,17 @@ import numpy as np  # noqa: E402
 import numpy.typing as npt  # noqa: E402
 import pytest  # noqa: E402
 
-from artifacts.records import Dataset, Evaluation, InfraValidation, Robustness, Training  # noqa: E402
+from artifacts.records.data import Dataset  # noqa: E402
+from artifacts.records.evaluation import Evaluation, InfraValidation, Robustness  # noqa: E402
+from artifacts.records.model import Training  # noqa: E402
 from artifacts.settings import CHECKOUT  # noqa: E402
+from tasks.data.sources import package_file, read_package  # noqa: E402
 from tasks.evaluate import evaluate_model  # noqa: E402
-from tasks.infra import validate_infra  # noqa: E402
-from tasks.ingest import IngestParameters, ingest_data, package_file, read_package  # noqa: E402
+from tasks.infra_validate import validate_infra  # noqa: E402
+from tasks.ingest import IngestParameters, ingest_data  # noqa: E402
+from tasks.model.recipe import TrainParameters  # noqa: E402
 from tasks.robustness import measure_robustness  # noqa: E402
-from tasks.train import TrainParameters, train_model  # noqa: E402
+from tasks.train import train_model  # noqa: E402
 from tasks.validate import ValidateParameters  # noqa: E402
 
 # Bounds wide enough for the sample; all else as strict as for MNIST.
@@ -206,7 +210,7 @@ def sample_parameters(sample_npz: Path) -> dict[str, Any]:
     """Parameters for a run of the sample, as JSON has them."""
     return {
         "ingest": {"source": "path", "path": str(sample_npz)},
-        "validation": {
+        "validate": {
             "n_train": 200,
             "n_test": 100,
             "pixel_mean_min": 0.11,

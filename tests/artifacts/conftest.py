@@ -1,6 +1,6 @@
 """Hand-written records that the tests of pictures and report share."""
 
-from artifacts.records import Case, Guess, Neighbour, Slice
+from artifacts.records.evaluation import Case, Guess, Neighbour, Slice
 
 
 def make_case(index, label, prediction, probability=0.8, **changes):

@@ -1,6 +1,6 @@
 """Keys say what changed, in words."""
 
-from artifacts.records import Key
+from artifacts.records.base import Key
 
 KEY = Key(step="train", inputs={"train.epochs": "3", "dataset": "a" * 64}, code={"tasks.train": "1"}, libraries={})
 

@@ -13,29 +13,23 @@ import pytest
 from markdown_it import MarkdownIt
 from pydantic import TypeAdapter
 
-from artifacts import figures, report
-from artifacts.records import (
+from artifacts import pictures, report
+from artifacts.markdown import escape_markdown
+from artifacts.records.data import Dataset, LabelCheck, Outcome, Validation
+from artifacts.records.evaluation import (
     Case,
-    Check,
+    Cause,
     ClassMetrics,
-    Comparison,
-    Dataset,
-    Epoch,
     Evaluation,
     Explanation,
     InfraValidation,
-    LabelCheck,
-    Model,
-    Outcome,
-    Registration,
     Report,
     Robustness,
-    Training,
-    Validation,
-    Verdict,
-    Version,
 )
-from artifacts.report import RunReport, Step
+from artifacts.records.model import Epoch, Model, Training
+from artifacts.records.release import Check, Comparison, Registration, Verdict, Version
+from artifacts.records.run import Step
+from artifacts.report import RunReport
 from artifacts.store import put, put_bytes
 from tests.artifacts.conftest import make_case, make_slices
 
@@ -152,12 +146,15 @@ def make_run(n_wrong=3, **changes):
         "evaluation": evaluation,
         "robustness": robustness,
         "explanation": Explanation(
-            causes=dict.fromkeys(report.CAUSES, 0) | {"ambiguous": n_wrong},
+            causes=tuple(
+                Cause(name=name, meaning=f"the meaning of {name}", times=n_wrong * (name == "ambiguous"))
+                for name in ("label error", "ambiguous", "unexplained")
+            ),
             cases=put_bytes(".json", TypeAdapter(list[Case]).dump_json(cases)),
             images=array(images[[[case.index, 7, 8, 9] for case in cases[:200]]].reshape(-1, 4, 28, 28)),
             suspects=put_bytes(".csv", b"index,label,prediction,quality\n"),
         ),
-        "champion": None,
+        "rival": None,
         "infra": InfraValidation(
             n_images=400,
             largest_deviation=2e-7,
@@ -169,12 +166,14 @@ def make_run(n_wrong=3, **changes):
         ),
         "verdict": verdict("promote", minimum=True),
         "report": Report(
-            learning_curves=put_bytes(".png", figures.learning_curves(history)),
-            confusion_matrix=put_bytes(".png", figures.confusion_matrix(matrix.tolist())),
-            wrong_predictions=put_bytes(".png", figures.wrong_predictions(scaled, cases)),
-            wrong_predictions_csv=put_bytes(".csv", figures.wrong_predictions_csv(cases, probabilities)),
-            robustness=put_bytes(".png", figures.robustness(make_slices(), ())),
-            confidence=put_bytes(".png", figures.confidence(labels, probabilities, probabilities, 12)),
+            pictures={
+                "learning_curves": put_bytes(".png", pictures.learning_curves(history)),
+                "confusion_matrix": put_bytes(".png", pictures.confusion_matrix(matrix.tolist())),
+                "wrong_predictions": put_bytes(".png", pictures.wrong_predictions(scaled, cases)),
+                "robustness": put_bytes(".png", pictures.robustness(make_slices(), ())),
+                "confidence": put_bytes(".png", pictures.confidence(labels, probabilities, probabilities, 12)),
+            },
+            wrong_predictions_csv=put_bytes(".csv", pictures.wrong_predictions_csv(cases, probabilities)),
         ),
         "registration": registration(model, champion=7, previous=6),
         "code_digest": DIGESTS["code"],
@@ -206,13 +205,13 @@ def verdict(decision, **checks):
         checks=tuple(
             Check(name=name, passed=passed, on_failure="hold", detail="0.99 of 0.98") for name, passed in checks.items()
         ),
-        champion=None,
+        rival=None,
     )
 
 
 def registration(model, champion, previous, name="mnist"):
     version = Version(name=name, version=7, mlflow_run_id=name, model=model)
-    return Registration(version=version, created=True, champion=champion, previous_champion=previous)
+    return Registration(version=version, created=True, champion_number=champion, previous_champion_number=previous)
 
 
 @pytest.fixture(scope="module")
@@ -318,13 +317,7 @@ def test_html_is_accessible(run):
 def test_html_begins_with_the_verdict_and_has_every_part(run):
     html = report.report_html(run)
     assert html.index(run.headline) < html.index("0.9925") < html.index('alt="Loss and accuracy')
-    for picture in (
-        run.report.learning_curves,
-        run.report.confusion_matrix,
-        run.report.wrong_predictions,
-        run.report.robustness,
-        run.report.confidence,
-    ):
+    for picture in (*run.report.pictures.values(),):
         assert base64.b64encode(picture.read_bytes()).decode() in html
     for text in (
         "3 of 400", "0.0264", "0.0042", "8.2", "0.9090", "labels are 0–9", "17, 4711", "train.epochs: 3 → 2",
@@ -350,7 +343,7 @@ def test_html_has_every_wrong_prediction_and_its_image_and_stays_small(n_wrong):
     ]
     images = np.load(run.dataset.x_test.path)
     for *_, picture, index in found[:1]:
-        assert base64.b64decode(picture) == figures.thumbnail(images[int(index)])
+        assert base64.b64decode(picture) == pictures.thumbnail(images[int(index)])
     assert ("No wrong predictions" in html) == (n_wrong == 0)
     assert len(html) < 3_000_000
 
@@ -416,7 +409,7 @@ def test_data_validation_puts_broken_expectations_first(run):
 def test_a_fragment_embeds_its_picture(name, run):
     [(kind, uri)] = elements(getattr(report, name)(run))
     assert kind == "image"
-    assert base64.b64decode(uri.removeprefix("data:image/png;base64,")) == getattr(run.report, name).read_bytes()
+    assert base64.b64decode(uri.removeprefix("data:image/png;base64,")) == run.report.pictures[name].read_bytes()
 
 
 def test_learning_curves_list_the_history(run):
@@ -457,8 +450,8 @@ def test_the_champions_figures_stand_beside_the_models():
     )  # fmt: skip
     against = run.model_copy(
         update={
-            "champion": better,
-            "champion_robustness": run.robustness.model_copy(update={"slices": make_slices(99)}),
+            "rival": better,
+            "rival_robustness": run.robustness.model_copy(update={"slices": make_slices(99)}),
             "verdict": run.verdict.model_copy(update={"comparison": comparison}),
         }
     )
@@ -560,7 +553,7 @@ def test_hostile_text_does_nothing_in_markdown(render, hostile, run):
     ],
 )
 def test_escaped_text_shows_as_it_is_in_a_tables_cell(text):
-    escaped = report.escape_markdown(text)
+    escaped = escape_markdown(text)
     markdown = f"| a | b |\n| --- | --- |\n| {escaped} | c |\n"
     assert rows(markdown)[1] == [" ".join(text.split()), "c"]
     assert elements(markdown) == []
@@ -569,7 +562,7 @@ def test_escaped_text_shows_as_it_is_in_a_tables_cell(text):
 
 def test_names_stay_readable_in_plain_text():
     name = "expect_column_max_to_be_between(train.epochs: 3 → 1, 0.004)"
-    assert report.escape_markdown(name) == name
+    assert escape_markdown(name) == name
 
 
 # The record

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.measure import alternate, measure
 from benchmarks.orchestration import running_server
-from tasks.train import TrainParameters, dtype_policy
+from tasks.model.recipe import TrainParameters, dtype_policy
 from tests.conftest import as_flags
 
 # By the arithmetic that the processor has: the seed's five epochs cost so many times the fit of `make train`.
@@ -21,12 +21,12 @@ LOSS = 0.3
 # Each fit has a process of its own, in which it alone decides what TensorFlow is to use. The seed's needs half as many
 # images for as good a measurement.
 SPLITS = """
-from flows.environment import prepare
+from service.environment import prepare
 prepare()
 import json, time
 import numpy as np
 from artifacts.dataset import Split
-from tasks.ingest import package_file, read_package
+from tasks.data.sources import package_file, read_package
 arrays = read_package(package_file())
 train, validation = (
     Split((arrays["x_train"][part] / np.float32(255))[..., np.newaxis], arrays["y_train"][part])
@@ -44,10 +44,11 @@ tell(lambda: compiled().fit(train.x, train.y, validation_data=validation, verbos
 """
 OURS = f"""n = 12_800
 {SPLITS}
-from tasks.checkpoint import Checkpoint
-from tasks.logs import Progress
-from tasks.networks import import_keras
-from tasks.train import TrainParameters, build, dtype_policy, fit
+from tasks.model.checkpoint import Checkpoint
+from tasks.model.fit import build, fit
+from tasks.model.recipe import TrainParameters, dtype_policy
+from tasks.model.saved import import_keras
+from tasks.running.logs import Progress
 parameters = TrainParameters()
 import_keras()
 policy = dtype_policy(parameters)

@@ -93,8 +93,8 @@ def deployed(checkout: Deployed) -> Iterator[Deployed]:
     # A shell needs no variable then: `.env` has them.
     user = {name: value for name, value in checkout.environment.items() if not name.startswith("MNIST_")}
     try:
-        checkout.run(sys.executable, "-m", "flows.server", "up")
+        checkout.run(sys.executable, "-m", "service.server", "up")
         yield Deployed(checkout.checkout, checkout.home, user, checkout.port)
     finally:
-        checkout.run(sys.executable, "-m", "flows.server", "down")
+        checkout.run(sys.executable, "-m", "service.server", "down")
     assert checkout.processes() == []

@@ -180,7 +180,7 @@ def test_make_up_again_keeps_the_users_switch(deployed, checkout):
     )
     assert deployed.python(read_switch).strip() == "False"
     deployed.run("prefect", "deployment", "schedule", "resume", "mnist/train", schedule_id(deployed))
-    checkout.run("python", "-m", "flows.server", "up")
+    checkout.run("python", "-m", "service.server", "up")
     assert deployed.python(read_switch).strip() == "True"
     deployed.run("prefect", "deployment", "schedule", "pause", "mnist/train", schedule_id(deployed))
 
@@ -200,9 +200,9 @@ def test_make_down_ends_a_run_that_is_marked_as_crashed(deployed, checkout, samp
     while "for 1000 epochs" not in (deployed.home / "server" / "worker.log").read_text():
         assert time.monotonic() < deadline
         time.sleep(0.5)
-    checkout.run("python", "-m", "flows.server", "down")
+    checkout.run("python", "-m", "service.server", "down")
     assert checkout.processes() == []
-    checkout.run("python", "-m", "flows.server", "up")
+    checkout.run("python", "-m", "service.server", "up")
     run = read(deployed, "cut-short")
     assert run["state"] == "Crashed"
     assert run["tasks"]["train"] == "Crashed"

@@ -24,7 +24,7 @@ def fill(left: int = 0) -> None:
 
 
 if __name__ == "__main__":
-    from flows.environment import environment
+    from service.environment import environment
 
     os.environ.update(environment())
     from prefect import Task

@@ -22,21 +22,22 @@ import pytest
 from prefect.settings import get_current_settings
 
 from artifacts.errors import DataError, MnistError, RegistryError, StoreError
-from artifacts.records import Epoch, Key
+from artifacts.records.base import Key
+from artifacts.records.model import Epoch
 from artifacts.settings import CHECKOUT, Settings
 from artifacts.store import digest_file, put, write_atomically
 from tasks import ingest
-from tasks.checkpoint import Checkpoint
+from tasks.check_labels import check_labels
 from tasks.evaluate import evaluate_model
 from tasks.explain import explain_errors
-from tasks.faults import explain, find_damage
 from tasks.ingest import IngestParameters, ingest_data
-from tasks.labels import check_labels
-from tasks.promote import promote_version
+from tasks.model.checkpoint import Checkpoint
+from tasks.operations.promote import promote_version
+from tasks.operations.score import score
 from tasks.register import register_model
-from tasks.registry import MODEL_FILES, connect, find_champion, version_by_alias
+from tasks.registry.versions import MODEL_FILES, connect, find_champion, version_by_alias
 from tasks.robustness import measure_robustness
-from tasks.score import score
+from tasks.running.faults import explain, find_damage
 from tasks.train import train_model
 from tasks.validate import validate_data
 from tests.conftest import FAST, TINY, as_flags, computed
@@ -260,7 +261,7 @@ def test_a_read_only_home_is_named_at_once(tmp_path, came):
         came("the store read-only", "clear error", time.monotonic() - started)
 
 
-@pytest.mark.parametrize("how", [("flows", "train"), ("flows.server", "up")], ids=["train", "up"])
+@pytest.mark.parametrize("how", [("flows", "train"), ("service.server", "up")], ids=["train", "up"])
 def test_a_damaged_database_of_prefects_is_named_at_once(tmp_path, how, came):
     file = tmp_path / "prefect" / "prefect.db"
     file.parent.mkdir()
@@ -528,5 +529,5 @@ def test_a_champion_whose_files_were_altered_is_refused_and_taken_back(registry,
     for work in (find_champion.fn, lambda: next(score(np.zeros((1, 28, 28), np.uint8)))):
         assert "version 2 of mnist can't be trusted" in str(error_of(work))
     assert promote_version.fn(None, "its file was altered").version == 1
-    assert register_model.fn(dataset, training, evaluation, PROMOTE).champion == 1
+    assert register_model.fn(dataset, training, evaluation, PROMOTE).champion_number == 1
     came("a registered model altered", "clear error", time.monotonic() - started)

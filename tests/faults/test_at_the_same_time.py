@@ -9,7 +9,8 @@ import time
 import pytest
 
 from artifacts.store import digest_file
-from tasks.registry import connect, history, version_by_number
+from tasks.registry.history import history
+from tasks.registry.versions import connect, version_by_number
 from tests.conftest import as_flags
 from tests.flows.test_train import FILES, STEPS
 

@@ -52,7 +52,7 @@ def test_a_whole_run_needs_loopback_only_and_lets_nobody_write(environment, samp
 def test_make_up_lets_nobody_write_either(checkout):
     """Its own folders come before the servers, which have a umask of their own."""
     careless = ["sh", "-c", 'umask 0 && exec "$@"', "sh", sys.executable]
-    stop = "import flows.server as s; s.in_use = lambda port: True; print(s.up())"
+    stop = "import service.server as s; s.in_use = lambda port: True; print(s.up())"
     assert checkout.run(*careless, "-c", stop).stdout.strip() == "1"
     assert stat.S_IMODE((checkout.home / "server").stat().st_mode) == 0o755
 
@@ -60,12 +60,12 @@ def test_make_up_lets_nobody_write_either(checkout):
 TRACE = ["strace", "--follow-forks", "--seccomp-bpf", "--trace=connect,sendto,sendmsg,sendmmsg", "--quiet=all"]
 # One after the other: everything that a user starts, the worker's run while the servers are up, an own server after.
 SESSION = """
-python -m flows.server up
+python -m service.server up
 prefect deployment run mnist/train --watch {parameters}
 python -m flows train {flags}
 python -m flows history
 python -m flows gc
-python -m flows.server down
+python -m service.server down
 python -m flows train {flags} --train.seed=1
 """
 

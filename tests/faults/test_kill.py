@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from artifacts.store import digest_file
-from flows.recovery import MAX_CRASHES, PAUSE, SILENCE
+from service.recovery import MAX_CRASHES, PAUSE, SILENCE
 from tests.deployment.conftest import Deployed
 
 FINAL = {"Completed", "Failed", "Cancelled"}  # Crashed isn't: the run goes on

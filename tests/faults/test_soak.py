@@ -15,9 +15,9 @@ N_RUNS = int(os.environ.get("SOAK_RUNS", "200"))
 EVERY = N_RUNS // 4  # a row of the table
 WARM_UP = 10
 PROGRAMS = {
-    "server": "flows.web:prefect",
-    "reports": "flows.web:reports",
-    "mlflow": "flows.web:mlflow",
+    "server": "service.web:prefect",
+    "reports": "service.web:reports",
+    "mlflow": "service.web:mlflow",
     "worker": "worker start",
 }
 # What a program may gain between the first quarter and the end, in MB: Python's heap goes up and down by some, the

@@ -51,7 +51,7 @@ def sample(sample_npz) -> dict[str, Any]:
     """Parameters for a run of the sample that ends in a registered model."""
     return {
         "ingest": IngestParameters(source="path", path=sample_npz),
-        "validation": TINY,
+        "validate": TINY,
         "train": FAST,
         "gate": GateParameters(minimum_accuracy=0, maximum_calibration_error=1),
     }

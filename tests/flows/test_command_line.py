@@ -16,7 +16,7 @@ import pytest
 from flows.__main__ import parse
 from flows.gc import gc
 from flows.train import mnist
-from tasks.registry import connect
+from tasks.registry.versions import connect
 from tests.deployment.conftest import Deployed
 from tests.flows.conftest import Run
 
@@ -181,7 +181,7 @@ def test_ctrl_c_or_sigterm_ends_the_run_in_one_line_and_its_server(
 def test_help_lists_every_parameter_with_its_description(start):
     code, output, _ = finish(start("--help"))
     assert code == 0
-    for flag in ("--ingest.source", "--validation.n_train", "--train.epochs", "--gate.minimum_accuracy", "--refresh"):
+    for flag in ("--ingest.source", "--validate.n_train", "--train.epochs", "--gate.minimum_accuracy", "--refresh"):
         assert flag in output
     assert "Compute every step again" in output
 

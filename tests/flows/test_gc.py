@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tasks.collect import GcParameters
 from tasks.ingest import IngestParameters
-from tasks.registry import connect
+from tasks.operations.gc import GcParameters
+from tasks.registry.versions import connect
 from tests.flows.conftest import Run
 from tests.flows.test_train import FILES, STEPS
 
@@ -71,8 +71,8 @@ def test_a_run_that_goes_keeps_the_files_of_the_results_that_it_reuses(gc, run_f
     from prefect.settings import PREFECT_API_URL
 
     # Two runs that end before anything is registered: no version and no newest run holds on to the first one's data.
-    strict = sample["validation"].model_copy(update={"n_train": 201})
-    refused = run_flow(**sample | {"validation": strict})
+    strict = sample["validate"].model_copy(update={"n_train": 201})
+    refused = run_flow(**sample | {"validate": strict})
     run_flow(**sample | {"ingest": IngestParameters(source="path", path=tmp_path / "nothing.npz")})
 
     going = subprocess.Popen(

@@ -10,10 +10,10 @@ import pytest
 from prefect import flow
 from prefect.settings import PREFECT_RESULTS_LOCAL_STORAGE_PATH, temporary_settings
 
-from artifacts.records import Dataset
-from tasks import sealed_json
-from tasks.caching import SERIALIZER
+from artifacts.records.data import Dataset
 from tasks.ingest import IngestParameters, ingest_data
+from tasks.running import sealed_json
+from tasks.running.cache import SERIALIZER
 
 
 @flow(result_serializer=SERIALIZER)

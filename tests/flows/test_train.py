@@ -7,7 +7,7 @@ import pytest
 
 from artifacts.store import digest_file
 from tasks import ingest
-from tasks.registry import connect
+from tasks.registry.versions import connect
 
 STEPS = [
     "ingest",

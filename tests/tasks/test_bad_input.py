@@ -26,16 +26,18 @@ from hypothesis.extra.numpy import arrays as any_array
 from pydantic import TypeAdapter
 from pydantic import ValidationError as ParameterError
 
-from artifacts.errors import DataError, MnistError, ValidationError
+from artifacts.errors import DataError, MnistError
 from artifacts.settings import CHECKOUT
 from flows.promote import Reason
-from tasks import ingest
-from tasks.collect import GcParameters
+from tasks.data import files, sources
+from tasks.data.sources import IDX_FILES
+from tasks.data.tables import MNIST_MEANS, shrink
 from tasks.gate import GateParameters
-from tasks.ingest import IDX_FILES, IngestParameters, digest_source, ingest_data
-from tasks.score import OutputPath, Probability
-from tasks.train import TrainParameters
-from tasks.validate import MNIST_MEANS, ValidateParameters, shrink, validate_data
+from tasks.ingest import IngestParameters, digest_source, ingest_data
+from tasks.model.recipe import TrainParameters
+from tasks.operations.gc import GcParameters
+from tasks.operations.score import OutputPath, Probability
+from tasks.validate import ExpectationError, ValidateParameters, validate_data
 from tests.conftest import TINY
 
 X, Y = IDX_FILES["x_train"], IDX_FILES["y_train"]
@@ -101,7 +103,7 @@ NPZ = {
     "a link to nothing": (lambda f: link(f, "nothing"), "can't be read: No such file"),
     "a terabyte": (lambda f: os.truncate(f, 2**40), "has 1,099,511,627,776 bytes; at most"),
     "a member that unpacks to too much": (
-        lambda f: write_npz(f, {"junk": bytes(ingest.MAX_BYTES + 1)}, zipfile.ZIP_DEFLATED),
+        lambda f: write_npz(f, {"junk": bytes(files.MAX_BYTES + 1)}, zipfile.ZIP_DEFLATED),
         "unpacks to .* bytes; at most",
     ),
     "pickled objects": (
@@ -136,7 +138,7 @@ NPZ = {
     "dates": ({"y_test": np.zeros(100, "datetime64[s]")}, r"y_test .* dtype datetime64\[s\]"),
     "a record": ({"y_test": np.zeros(100, [("a", "u1")])}, "y_test .* dtype "),
     "too many labels": (
-        {"y_test": np.zeros(ingest.MAX_IMAGES + 1, np.uint8)},
+        {"y_test": np.zeros(sources.MAX_IMAGES + 1, np.uint8)},
         "y_test .* give it at most 600,000 images",
     ),
     "an image too large": ({"x_test": np.zeros((1, 1025, 1024), np.uint8)}, "x_test .* of at most 1,048,576 pixels"),
@@ -266,8 +268,8 @@ def test_a_bad_path_is_refused(home, path, said):
     ids=["missing", "noise", "no arrays"],
 )
 def test_a_damaged_package_is_refused(home, tmp_path, monkeypatch, spoil, said):
-    spoil(shutil.copy(ingest.package_file(), tmp_path / "package.zip") and tmp_path / "package.zip")
-    monkeypatch.setattr(ingest, "package_file", lambda: tmp_path / "package.zip")
+    spoil(shutil.copy(sources.package_file(), tmp_path / "package.zip") and tmp_path / "package.zip")
+    monkeypatch.setattr(sources, "package_file", lambda: tmp_path / "package.zip")
     with pytest.raises(DataError, match=f"package.zip {said}"):
         ingest_data.fn(IngestParameters(source="package"))
 
@@ -319,13 +321,13 @@ DATA = {
 def test_other_data_are_stopped(home, tmp_path, arrays, spoil, said):
     path = write_npz(tmp_path / "data.npz", spoil(arrays))
     dataset = ingest_data.fn(IngestParameters(source="path", path=path))
-    with pytest.raises(ValidationError, match=f"{said}.*Mend the data or") as caught:
+    with pytest.raises(ExpectationError, match=f"{said}.*Mend the data or") as caught:
         validate_data.fn(dataset, TINY)
     assert str(caught.value).isprintable()
 
 
 def test_the_means_that_labels_are_held_against_are_mnists_own():
-    arrays = ingest.read_package(ingest.package_file())
+    arrays = sources.read_package(sources.package_file())
     images = shrink(arrays["x_train"][..., np.newaxis].astype(np.float32))
     means = [images[arrays["y_train"] == label].mean(axis=0, dtype=np.float64) for label in range(10)]
     assert [bytes(np.rint(mean).astype(np.uint8)).hex() for mean in means] == list(MNIST_MEANS)
@@ -333,7 +335,7 @@ def test_the_means_that_labels_are_held_against_are_mnists_own():
 
 MODELS = {
     "ingest": IngestParameters,
-    "validation": ValidateParameters,
+    "validate": ValidateParameters,
     "train": TrainParameters,
     "gate": GateParameters,
     "keep": GcParameters,
@@ -347,17 +349,17 @@ PARAMETERS = [
     ("ingest", {"source": "ftp"}),
     ("ingest", {"source": "path", "path": 5}),
     ("ingest", {"source": "path", "path": Path("a\udcffb")}),
-    ("validation", {"pixel_mean_min": 0.2, "pixel_mean_max": 0.1}),
-    ("validation", {"class_share_min": 0.1, "class_share_max": 0.05}),
-    ("validation", {"class_share_min": 0.11}),
-    ("validation", {"class_share_min": 0, "class_share_max": 0.09}),
-    ("validation", {"n_train": 0}),
-    ("validation", {"n_test": 10**30}),
-    ("validation", {"n_train": 1.5}),
-    ("validation", {"height": -28}),
-    ("validation", {"dtype": "uint4"}),
-    ("validation", {"agreement_min": float("nan")}),
-    ("validation", {"leakage_max": 2}),
+    ("validate", {"pixel_mean_min": 0.2, "pixel_mean_max": 0.1}),
+    ("validate", {"class_share_min": 0.1, "class_share_max": 0.05}),
+    ("validate", {"class_share_min": 0.11}),
+    ("validate", {"class_share_min": 0, "class_share_max": 0.09}),
+    ("validate", {"n_train": 0}),
+    ("validate", {"n_test": 10**30}),
+    ("validate", {"n_train": 1.5}),
+    ("validate", {"height": -28}),
+    ("validate", {"dtype": "uint4"}),
+    ("validate", {"agreement_min": float("nan")}),
+    ("validate", {"leakage_max": 2}),
     ("train", {"epochs": 0}),
     ("train", {"epochs": 10**30}),
     ("train", {"epochs": "many"}),

@@ -10,12 +10,14 @@ from sklearn.metrics.pairwise import cosine_distances
 
 import tasks.explain
 from artifacts.dataset import load_test, read_array, scale
-from artifacts.records import Case
+from artifacts.records.evaluation import Case
+from tasks.data.sources import package_file, read_package
 from tasks.evaluate import evaluate_model
 from tasks.explain import explain_errors, find_neighbours, find_systematic_pairs, most_instructive_first
-from tasks.ingest import IngestParameters, ingest_data, package_file, read_package
-from tasks.networks import import_keras
-from tasks.train import TrainParameters, train_model
+from tasks.ingest import IngestParameters, ingest_data
+from tasks.model.recipe import TrainParameters
+from tasks.model.saved import import_keras
+from tasks.train import train_model
 from tests.artifacts.conftest import make_case
 
 CASES = TypeAdapter(list[Case])
@@ -47,10 +49,12 @@ def network(model):
     return import_keras().saving.load_model(model.keras.path, compile=False)
 
 
-def explain(model, dataset, champion=None):
-    explanation = explain_errors.fn(model, dataset, evaluate_model.fn(model, dataset), champion)
+def explain(model, dataset, rival=None):
+    explanation = explain_errors.fn(model, dataset, evaluate_model.fn(model, dataset), rival)
     cases = CASES.validate_json(explanation.cases.read_bytes())
-    assert Counter(case.cause for case in cases) == {k: n for k, n in explanation.causes.items() if n}
+    assert Counter(case.cause for case in cases) == {
+        cause.name: cause.times for cause in explanation.causes if cause.times
+    }
     return explanation, {case.index: case for case in cases}
 
 

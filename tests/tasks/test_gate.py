@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from artifacts.records import Robustness, Slice
+from artifacts.records.evaluation import Robustness, Slice
 from artifacts.store import put
 from tasks.gate import (
     GateParameters,
@@ -132,7 +132,7 @@ def test_the_verdict_keeps_the_evidence(dataset, evaluation, infra, robustness):
         dataset, evaluation, infra, robustness, champion, robustness, GateParameters(minimum_accuracy=0)
     )
     assert verdict.decision == "hold"
-    assert verdict.champion == "f" * 64
+    assert verdict.rival == "f" * 64
     assert (verdict.comparison.won, verdict.comparison.lost, verdict.comparison.n) == ((), (), 100)
 
 

@@ -7,8 +7,10 @@ import pytest
 
 from artifacts.dataset import load_train, read_array
 from artifacts.errors import DataError
-from tasks import ingest
-from tasks.ingest import DownloadError, IngestParameters, digest_source, ingest_data
+from tasks.data import sources
+from tasks.data.files import read_npz
+from tasks.data.sources import DownloadError
+from tasks.ingest import IngestParameters, digest_source, ingest_data
 
 
 def from_path(path):
@@ -17,7 +19,7 @@ def from_path(path):
 
 def write_idx(folder, arrays, *, zipped=False):
     folder.mkdir()
-    for name, file in ingest.IDX_FILES.items():
+    for name, file in sources.IDX_FILES.items():
         array = arrays[name]
         header = bytes([0, 0, 8, array.ndim]) + b"".join(n.to_bytes(4, "big") for n in array.shape)
         content = header + array.tobytes()
@@ -50,8 +52,8 @@ def test_npz_idx_and_gzipped_idx_are_the_same_data(home, tmp_path, sample_npz, m
 
 
 def test_a_named_source_must_be_mnist(home, sample_npz, monkeypatch):
-    monkeypatch.setattr(ingest, "package_file", lambda: sample_npz)
-    monkeypatch.setattr(ingest, "read_package", ingest.read_npz)
+    monkeypatch.setattr(sources, "package_file", lambda: sample_npz)
+    monkeypatch.setattr(sources, "read_package", lambda file: read_npz(file.open("rb"), file))
     with pytest.raises(DataError, match="x_train of the source `package` isn't MNIST's"):
         ingest_data.fn(IngestParameters(source="package"))
 
@@ -87,7 +89,7 @@ def test_a_server_that_falls_silent_is_given_up(home, monkeypatch, serve):
 
 
 def test_a_server_that_never_ends_is_given_up(home, monkeypatch, serve):
-    monkeypatch.setattr(ingest, "MAX_DOWNLOAD", 1000)
+    monkeypatch.setattr(sources, "MAX_DOWNLOAD", 1000)
     monkeypatch.setenv("MNIST_KERAS_URL", serve(bytes(2000)).url)
     with pytest.raises(DownloadError, match="it sends more than 1,000 bytes"):
         ingest_data.fn(IngestParameters(source="keras"))

@@ -9,15 +9,14 @@ from pathlib import Path
 import pytest
 
 from artifacts.errors import RegistryError
-from artifacts.records import Check, Origin, Verdict
+from artifacts.records.base import Origin
+from artifacts.records.release import Check, Verdict
 from artifacts.settings import Settings
 from artifacts.store import put_bytes
 from tasks.register import find_registration, register_model
-from tasks.registry import connect, find_champion, read_version, registry_digest, version_by_alias
+from tasks.registry.versions import connect, find_champion, read_version, registry_digest, version_by_alias
 
-PROMOTE = Verdict(
-    decision="promote", checks=(Check(name="c", passed=True, on_failure="hold", detail="d"),), champion=None
-)
+PROMOTE = Verdict(decision="promote", checks=(Check(name="c", passed=True, on_failure="hold", detail="d"),), rival=None)
 HOLD = PROMOTE.model_copy(update={"decision": "hold"})
 # Of a training by other code than the sample's, which was called without a run.
 ORIGIN = {
@@ -44,7 +43,7 @@ def other_training(training):
 
 def test_the_first_version_becomes_champion_and_challenger(registered, training):
     assert registered.created
-    assert (registered.version.version, registered.champion, registered.previous_champion) == (1, 1, None)
+    assert (registered.version.version, registered.champion_number, registered.previous_champion_number) == (1, 1, None)
     client = connect()
     assert version_by_alias(client, "challenger") == version_by_alias(client, "champion") == registered.version
     assert registered.version.model == training.model
@@ -72,7 +71,7 @@ def test_the_same_model_gets_no_second_version(registered, dataset, training, ev
 def test_what_is_registered_already_is_found_and_nothing_is_written(registered, dataset, training):
     before = registry_digest()
     found = find_registration.fn(dataset, training, PROMOTE)
-    assert (found.version, found.champion, found.created) == (registered.version, 1, False)
+    assert (found.version, found.champion_number, found.created) == (registered.version, 1, False)
     assert registry_digest() == before
     # Whatever register would have to write is its own work.
     assert find_registration.fn(dataset, training, HOLD) is None
@@ -104,12 +103,12 @@ def test_an_answer_of_the_registry_is_kept_until_that_changes(registered, datase
 def test_champion_moves_on_the_gates_word_only(registered, dataset, other_training, evaluation):
     held = register_model.fn(dataset, other_training, evaluation, HOLD)
     assert held.created
-    assert (held.version.version, held.champion) == (2, 1)
+    assert (held.version.version, held.champion_number) == (2, 1)
     assert version_by_alias(connect(), "challenger").version == 2
     assert find_champion.fn().version == 1
     promoted = register_model.fn(dataset, other_training, evaluation, PROMOTE)
     assert not promoted.created
-    assert (promoted.champion, promoted.previous_champion) == (2, 1)
+    assert (promoted.champion_number, promoted.previous_champion_number) == (2, 1)
     assert find_champion.fn().version == 2
 
 

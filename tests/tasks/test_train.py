@@ -10,21 +10,12 @@ from scipy.special import softmax
 
 from artifacts.dataset import load_test, load_train
 from artifacts.errors import DataError, ModelError
-from tasks.networks import NETWORKS, import_keras, load_model
-from tasks.train import (
-    PRESETS,
-    TrainParameters,
-    adam,
-    apply_temperature,
-    batches,
-    build,
-    change,
-    digest_weights,
-    fit_temperature,
-    hold_out,
-    one_hot,
-    train_model,
-)
+from tasks.model.calibration import apply_temperature, fit_temperature
+from tasks.model.fit import adam, batches, build, change, one_hot
+from tasks.model.networks import NETWORKS
+from tasks.model.recipe import PRESETS, TrainParameters
+from tasks.model.saved import digest_weights, import_keras, load_model
+from tasks.train import hold_out, train_model
 from tests.conftest import FAST
 
 
@@ -225,7 +216,9 @@ def test_a_training_that_diverges_stops_at_its_first_validation(dataset, monkeyp
         return keras.Sequential([keras.Input((28, 28, 1)), keras.layers.Flatten(), dense])
 
     monkeypatch.setitem(NETWORKS, "baseline", overflowing)
-    monkeypatch.setattr("tasks.train.Checkpoint.save", lambda *_: pytest.fail("a state that is no number was kept"))
+    monkeypatch.setattr(
+        "tasks.model.checkpoint.Checkpoint.save", lambda *_: pytest.fail("a state that is no number was kept")
+    )
     with pytest.raises(ModelError, match=r"diverged at --train.learning_rate 0.008: its loss is no number"):
         train_model.fn(dataset, FAST.model_copy(update={"epochs": 3, "teachers": teachers}))
 

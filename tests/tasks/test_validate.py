@@ -11,10 +11,9 @@ import numpy.typing as npt
 import pytest
 
 import artifacts.dataset
-from artifacts.errors import ValidationError
-from artifacts.records import Dataset, Validation
+from artifacts.records.data import Dataset, Validation
 from artifacts.store import put
-from tasks.validate import ValidateParameters, validate_data
+from tasks.validate import ExpectationError, ValidateParameters, validate_data
 from tests.conftest import TINY
 
 Arrays = dict[str, npt.NDArray[Any]]
@@ -188,7 +187,7 @@ BOTH = ("train images", "test images")
 def test_bad_data_break(arrays, spoil: Callable[[Arrays], None], expected):
     spoil(arrays)
 
-    with pytest.raises(ValidationError) as caught:
+    with pytest.raises(ExpectationError) as caught:
         validate(arrays)
 
     assert broken(caught.value.validation) == expected
@@ -197,14 +196,16 @@ def test_bad_data_break(arrays, spoil: Callable[[Arrays], None], expected):
 def test_scaling_taken_away_breaks_the_pixel_range(arrays, monkeypatch):
     monkeypatch.setattr(artifacts.dataset, "scale", lambda images: images.astype(np.float32)[..., np.newaxis])
 
-    with pytest.raises(ValidationError, match=r"column pixel_max, .* Observed: 200 of 200 rows unexpected, e\.g\. 255"):
+    with pytest.raises(
+        ExpectationError, match=r"column pixel_max, .* Observed: 200 of 200 rows unexpected, e\.g\. 255"
+    ):
         validate(arrays)
 
 
 def test_the_channel_axis_taken_away_breaks_channels(arrays, monkeypatch):
     monkeypatch.setattr(artifacts.dataset, "scale", lambda images: np.divide(images, 255, dtype=np.float32))
 
-    with pytest.raises(ValidationError) as caught:
+    with pytest.raises(ExpectationError) as caught:
         validate(arrays)
 
     assert broken(caught.value.validation) == {
@@ -215,13 +216,13 @@ def test_the_channel_axis_taken_away_breaks_channels(arrays, monkeypatch):
 def test_the_error_is_one_line_that_says_where_what_and_what_to_do(arrays):
     arrays["y_train"][[20, 30]] = 10
 
-    with pytest.raises(ValidationError) as caught:
+    with pytest.raises(ExpectationError) as caught:
         validate(arrays)
 
     assert str(caught.value) == (
         "the data don't pass validation: train images, column label, expect_column_values_to_be_in_set: "
         "Each label is a digit, 0–9. Observed: 2 of 200 rows unexpected, e.g. 10 (rows 20, 30). "
-        "Mend the data or, if they are as they should be, loosen the bounds (--validation.…)"
+        "Mend the data or, if they are as they should be, loosen the bounds (--validate.…)"
     )
 
 
@@ -239,7 +240,7 @@ def test_few_duplicates_are_a_warning(arrays):
 def test_a_failure_names_a_few_counts_the_rest_and_keeps_them_all(arrays):
     other_size(arrays)
 
-    with pytest.raises(ValidationError, match=r"column height.*column width.*; and 3 more\.") as caught:
+    with pytest.raises(ExpectationError, match=r"column height.*column width.*; and 3 more\.") as caught:
         validate(arrays)
 
     validation = caught.value.validation

@@ -1,0 +1,1 @@
+"""The records that steps exchange; import each from its own module."""

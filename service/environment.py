@@ -1,0 +1,139 @@
+"""The environment of everything that `make` starts: Prefect kept under ``MNIST_HOME``, and nobody called home."""
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.client import HTTPException
+from typing import NoReturn
+from urllib.request import urlopen
+
+from dotenv import dotenv_values
+
+from artifacts.errors import MnistError
+from artifacts.settings import CHECKOUT, Settings
+from tasks.running.faults import check_prefect, check_registry, explain
+
+
+def environment() -> dict[str, str]:
+    """What a process that runs the flow needs in its environment; a value that is set there already stays."""
+    settings = Settings()
+    home = settings.home
+    defaults = {
+        "MNIST_HOME": str(home),
+        "PREFECT_HOME": str(home / "prefect"),
+        "PREFECT_RESULTS_LOCAL_STORAGE_PATH": str(home / "results"),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+        "GX_ANALYTICS_ENABLED": "false",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "TF_CPP_MIN_LOG_LEVEL": "2",
+    }
+    if settings.mlflow_tracking_uri:
+        defaults["MLFLOW_TRACKING_URI"] = settings.mlflow_tracking_uri
+    return {name: os.environ.get(name, value) for name, value in defaults.items()}
+
+
+def prepare() -> None:
+    """Set the environment, before Prefect is imported; make ``MNIST_HOME``, and see that it can be used.
+
+    Raises:
+        OSError: Raised if it can't be written, or its disk is full.
+        StoreError: Raised if a database is damaged.
+    """
+    os.umask(os.umask(0o077) | 0o022)  # whatever the user's: nobody else may write what is made here
+    os.environ.update(environment())
+    settings = Settings()
+    for folder in (settings.home / "prefect", settings.prefect_database.parent):
+        folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=settings.home) as probe:
+        probe.write(bytes(1_000_000))
+    check_prefect(settings)
+    check_registry(settings)
+
+
+@contextmanager
+def server() -> Iterator[Callable[[], None] | None]:
+    """Have a Prefect server: the one that the environment or ``.env`` names, else an own one on the same database.
+
+    ``.env`` is what `make up` writes; it names a server that is gone if the machine was restarted since.
+
+    Yields:
+        A function that waits until an own server answers: imports take as long as its start, and go on meanwhile; none
+        if one answers already.
+    """
+    url = os.environ.get("PREFECT_API_URL") or dotenv_values(CHECKOUT / ".env").get("PREFECT_API_URL")
+    if url and answers(url):
+        yield None
+        return
+    with temporary_server() as (url, ready):
+        from prefect.logging.handlers import APILogHandler
+        from prefect.settings import PREFECT_API_URL, temporary_settings
+
+        with temporary_settings({PREFECT_API_URL: url}):
+            try:
+                yield ready
+            finally:
+                APILogHandler().flush()  # Prefect sends logs in the background; soon nobody is there to take them
+
+
+@contextmanager
+def temporary_server() -> Iterator[tuple[str, Callable[[], None]]]:
+    """Run a Prefect server until the context ends; the address of its API, and a function that waits until it answers.
+
+    Prefect's own temporary server gets a Ctrl-C along with the run, and is gone before the run can tell it.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    url = f"http://127.0.0.1:{port}/api"
+    command = [sys.executable, "-m", "uvicorn", "--factory", "service.web:temporary", "--port", str(port)]
+    log = Settings().home / "prefect" / "server.log"  # of its last start: what a run needs to know, the run is told
+    log.write_bytes(b"")
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            [*command, "--log-level", "error", "--timeout-graceful-shutdown", "5"],
+            cwd=CHECKOUT,
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=output,
+            process_group=0,
+        )
+
+    def ready() -> None:
+        from prefect.logging import get_logger
+
+        get_logger().info(f"Waiting for a temporary server on {url}")
+        deadline = time.monotonic() + 120
+        while not answers(url):
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise MnistError(f"Prefect's server didn't start; {log} says why")
+            time.sleep(0.1)
+
+    try:
+        yield url, ready
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def fail(error: Exception) -> NoReturn:
+    """End a command with the one line that there is for an error, and the exit code 1; a defect keeps its traceback."""
+    clear = explain(error)
+    if clear is None:
+        raise error
+    print(f"error: {clear}", file=sys.stderr)
+    sys.exit(1)
+
+
+def answers(url: str) -> bool:
+    """Whether a Prefect server answers at the API address `url`."""
+    try:
+        with urlopen(f"{url}/health", timeout=5) as response:  # noqa: S310 - the address is the user's own
+            return bool(response.status == 200)
+    except (OSError, HTTPException):
+        return False

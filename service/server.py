@@ -1,0 +1,260 @@
+"""`make up` and `make down`: servers and worker under supervision, the work pool, the deployments."""
+
+import asyncio
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+
+from artifacts.settings import CHECKOUT, Settings
+from service.environment import environment, fail, prepare
+
+BIN = Path(sys.executable).parent
+# Where Prefect and our settings look: with it any `prefect …` in the checkout just works.
+DOTENV = CHECKOUT / ".env"
+MARK = "# Written by `make up`, deleted by `make down`.\n"
+
+
+def up() -> int:
+    """Start what isn't running, deploy, and say where the UIs are.
+
+    Returns:
+        The exit code: 0 if all is up, 1 if a server didn't start.
+
+    Raises:
+        Exception: Raised if ``MNIST_HOME`` can't be used; `tasks.running.faults.explain` has a line for it.
+    """
+    settings = Settings()
+    prepare()
+    folder = settings.home / "server"
+    folder.mkdir(exist_ok=True)
+    servers = {"server": settings.prefect_port, "reports": settings.report_port}
+    if settings.mlflow_tracking_uri is None:
+        servers["mlflow"] = settings.mlflow_port
+    pid = running_supervisor(folder)
+    if obstacle := find_obstacle(list(servers.values()) if pid is None else []):
+        print(f"error: {obstacle}", file=sys.stderr)
+        return 1
+    variables = environment() | server_environment(settings)
+    os.environ.update(variables)
+    if pid is None:
+        start_supervisor(own_mlflow="mlflow" in servers)
+    print(f"waiting for the servers (their logs: {folder}/*.log) …", flush=True)
+    deadline = time.monotonic() + 120
+    for name, port in servers.items():
+        while not in_use(port):  # each listens when it is ready
+            if time.monotonic() > deadline:
+                print(f"error: {name} didn't start; see {folder}/{name}.log", file=sys.stderr)
+                return 1
+            time.sleep(0.5)
+    write_private(DOTENV, MARK + "".join(f"{name}='{value}'\n" for name, value in variables.items()))
+    asyncio.run(deploy(datetime.fromtimestamp((folder / "supervisord.pid").stat().st_mtime, UTC)))
+    print(f"Prefect UI: http://127.0.0.1:{settings.prefect_port}   sign in with the line in {settings.home / 'secret'}")
+    print(f"reports:    {variables['MNIST_REPORT_URL']}   the same: user before the colon, password after it")
+    if "mlflow" in servers:
+        print(f"MLflow UI:  {variables['MNIST_MLFLOW_URL']}   the same")
+    print("run it:     prefect deployment run mnist/train --watch   (after `. .venv/bin/activate`)")
+    print("stop it:    make down")
+    return 0
+
+
+def find_obstacle(ports: list[int]) -> str | None:
+    """What stops the servers from being started on these ports, in one line; none if nothing does."""
+    if taken := [str(port) for port in ports if in_use(port)]:
+        return (
+            f"port {' and '.join(taken)} is in use; free it, or set "
+            "MNIST_PREFECT_PORT, MNIST_REPORT_PORT or MNIST_MLFLOW_PORT"
+        )
+    if DOTENV.exists() and not DOTENV.read_text().startswith(MARK):
+        return f"{DOTENV} isn't make up's; move your settings to the environment, and the file away"
+    return None
+
+
+def start_supervisor(own_mlflow: bool) -> None:
+    """Start the supervisor, which starts the servers and the worker.
+
+    Args:
+        own_mlflow: Whether MLflow's UI is one of them.
+    """
+    extra = {
+        "MNIST_BIN": str(BIN),
+        "MNIST_WORKER": socket.gethostname(),
+        "MNIST_OWN_MLFLOW": str(own_mlflow).lower(),
+    }
+    subprocess.run(
+        [BIN / "supervisord", "-c", CHECKOUT / "supervisord.conf"], cwd=CHECKOUT, env=os.environ | extra, check=True
+    )
+
+
+def server_environment(settings: Settings) -> dict[str, str]:
+    """What the servers, the worker and their clients share: the addresses, and the secret that opens them."""
+    origin = f"http://127.0.0.1:{settings.prefect_port}"
+    secret = read_secret(settings.home / "secret")
+    variables = {
+        "MNIST_PREFECT_PORT": str(settings.prefect_port),
+        "MNIST_REPORT_PORT": str(settings.report_port),
+        "MNIST_REPORT_URL": f"http://127.0.0.1:{settings.report_port}",
+        "MNIST_MLFLOW_PORT": str(settings.mlflow_port),
+        "PREFECT_API_URL": f"{origin}/api",
+        "PREFECT_API_AUTH_STRING": secret,
+        "PREFECT_SERVER_API_HOST": "127.0.0.1",
+        "PREFECT_SERVER_API_PORT": str(settings.prefect_port),
+        "PREFECT_SERVER_API_AUTH_STRING": secret,
+        "PREFECT_SERVER_CSRF_PROTECTION_ENABLED": "true",
+        "PREFECT_SERVER_UI_API_URL": f"{origin}/api",
+        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": origin,
+        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
+        # In memory these would be lost with the server: a run that outlives it would be ended, for want of its lease on
+        # a slot, and what it reports would be held back for a quarter of an hour, for want of what came before.
+        "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
+        "PREFECT_SERVER_EVENTS_CAUSAL_ORDERING": "prefect.server.events.ordering.db",
+        "PREFECT_CLIENT_MAX_RETRIES": "7",  # 2, 4, … 128 s apart: a run outlives two minutes without a server
+    }
+    if settings.mlflow_tracking_uri is None:
+        variables["MNIST_MLFLOW_URL"] = f"http://127.0.0.1:{settings.mlflow_port}"
+    return variables
+
+
+def read_secret(file: Path) -> str:
+    """The line that opens all servers, generated once, readable by its owner alone."""
+    if not file.exists():
+        write_private(file, f"mnist:{secrets.token_urlsafe(24)}\n")
+    return file.read_text().strip()
+
+
+def in_use(port: int) -> bool:
+    """Whether something listens on a port of this machine."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def write_private(file: Path, content: str) -> None:
+    """Write a file that only its owner can read."""
+    file.unlink(missing_ok=True)
+    file.touch(mode=0o600, exist_ok=False)
+    file.write_text(content)
+
+
+def running_supervisor(folder: Path) -> int | None:
+    """The process id of the supervisor, if one runs."""
+    try:
+        pid = int((folder / "supervisord.pid").read_text())
+    except (OSError, ValueError):
+        return None
+    # The file outlives a reboot, and the number may be somebody else's by then.
+    return pid if "supervisord" in command(pid) else None
+
+
+async def deploy(started: datetime) -> None:
+    """Create the work pool and apply prefect.yaml, leaving each schedule as active as it was; set up crash recovery.
+
+    A deploy sends `active: false` each time; without this, it would undo the user's switch.
+
+    Args:
+        started: When the supervisor was started, and server and worker with it.
+    """
+    from prefect import get_client
+
+    from service.recovery import set_up_recovery
+
+    prefect = [str(BIN / "prefect"), "--no-prompt"]
+    async with get_client() as client:
+        active = {(d.name, s.slug) for d in await client.read_deployments() for s in d.schedules if s.active}
+        for command in ("work-pool create local --type process --overwrite", "deploy --all"):
+            subprocess.run([*prefect, *command.split()], cwd=CHECKOUT, check=True, stdout=subprocess.DEVNULL)
+        for deployment in await client.read_deployments():
+            for schedule in deployment.schedules:
+                if (deployment.name, schedule.slug) in active and not schedule.active:
+                    await client.update_deployment_schedule(deployment.id, schedule.id, active=True)
+        await set_up_recovery(client, started)
+
+
+def down() -> int:
+    """Stop the supervisor and with it all that it started.
+
+    Returns:
+        The exit code: 0 if nothing runs any more, 1 if it didn't end in time.
+    """
+    folder = Settings().home / "server"
+    pid = running_supervisor(folder)
+    if pid is None:
+        forget_server()
+        print("nothing is running")
+        return 0
+    os.environ.update(environment() | server_environment(Settings()))
+    asyncio.run(stop_recovery())
+    end_runs(pid)
+    os.kill(pid, signal.SIGTERM)
+    deadline = time.monotonic() + 60
+    while running_supervisor(folder):
+        if time.monotonic() > deadline:
+            print(f"error: the supervisor, process {pid}, doesn't end; see {folder}/supervisord.log", file=sys.stderr)
+            return 1
+        time.sleep(0.2)
+    forget_server()
+    print("servers and worker are stopped")
+    return 0
+
+
+async def stop_recovery() -> None:
+    """Have the server start no run again from here on: those that are going end because a person wants it."""
+    import httpx
+    from prefect import get_client
+
+    from service.recovery import remove_recovery
+
+    with suppress(httpx.TransportError):  # a server that is gone starts nothing
+        async with get_client() as client:
+            await remove_recovery(client)
+
+
+def end_runs(supervisor: int) -> None:
+    """Have each run that the worker started end, and tell the server that it did: it is marked as crashed.
+
+    The worker kills its runs when it is stopped, but tells nobody; for the server they would run for ever.
+    """
+    workers = [child for child in children(supervisor) if "worker" in command(child)]
+    started = {run for worker in workers for run in children(worker)}
+    # A run's process leads a group of its own: what it started is in there.
+    for kill, number, seconds in ((os.kill, signal.SIGTERM, 20), (os.killpg, signal.SIGKILL, 5)):
+        deadline = time.monotonic() + seconds
+        runs = [run for run in started if command(run)]
+        for run in runs:
+            with suppress(ProcessLookupError):
+                kill(run, number)
+        while any(map(command, runs)) and time.monotonic() < deadline:
+            time.sleep(0.2)
+    if started:
+        time.sleep(3)  # for a run that ended before it could tell, the worker does
+
+
+def children(pid: int) -> list[int]:
+    """The process ids of a process's children."""
+    return [int(child) for file in Path(f"/proc/{pid}/task").glob("*/children") for child in file.read_text().split()]
+
+
+def command(pid: int) -> str:
+    """The command line of a process; empty if it is gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return ""
+
+
+def forget_server() -> None:
+    """Delete `.env`, if it is what `make up` wrote."""
+    if DOTENV.exists() and DOTENV.read_text().startswith(MARK):
+        DOTENV.unlink()
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit({"up": up, "down": down}[sys.argv[1]]())
+    except Exception as error:
+        fail(error)

@@ -1,0 +1,144 @@
+"""Files: reads arrays from untrusted files, in bounded memory and without ever unpickling."""
+
+import gzip
+import lzma
+import math
+import stat
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from artifacts.errors import DataError
+
+Arrays = dict[str, npt.NDArray[Any]]
+# The arrays of a data set, by the names that Keras gives them.
+ARRAYS = ("x_train", "y_train", "x_test", "y_test")
+# Ten times MNIST fits: data that claim more are a mistake, or a decompression bomb. What a file claims is compared with
+# this before it is unpacked; with it, ingest and validate stay below 4 GB of memory.
+MAX_BYTES = 600_000_000
+# What is raised for bytes that aren't what they should be. RuntimeError: a zip with a password, or oddly compressed.
+DAMAGED = (ValueError, TypeError, EOFError, KeyError, RuntimeError, lzma.LZMAError, zipfile.BadZipFile, zlib.error)
+
+
+def size_of(file: Path) -> int:
+    """A file's size in bytes.
+
+    Raises:
+        DataError: Raised if it is a folder, a pipe or a device, which may never end.
+        OSError: Raised if it isn't there.
+    """
+    status = file.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise DataError(f"{file} is no regular file; copy what it gives into one")
+    return status.st_size
+
+
+def read_npz(stream: IO[bytes], file: Path) -> Arrays:
+    """Read a Keras-style ``.npz``, without ever unpickling.
+
+    Args:
+        stream: Its bytes; seekable.
+        file: Its name, for messages.
+
+    Raises:
+        DataError: Raised if it isn't such a file, is damaged, lacks an array, or claims too large ones.
+    """
+    with reading(file):
+        with zipfile.ZipFile(stream) as archive:
+            entries = {entry.filename: entry for entry in archive.infolist()}
+            size = sum(entry.file_size for entry in archive.infolist())
+            if size > MAX_BYTES:
+                raise DataError(
+                    f"{file} unpacks to {size:,} bytes; at most {MAX_BYTES:,} are read, so give it fewer images"
+                )
+            missing = sorted(name for name in ARRAYS if f"{name}.npy" not in entries)
+            if missing:
+                raise DataError(f"{file} lacks the arrays {', '.join(missing)}; add them with numpy.savez")
+            for name in ARRAYS:
+                entry = entries[f"{name}.npy"]
+                with archive.open(entry) as member:
+                    shape, _, dtype = read_npy_header(member)
+                    held = entry.file_size - member.tell()
+                if dtype.hasobject:
+                    raise DataError(f"{name} in {file} holds pickled objects, which are never loaded; save it as uint8")
+                # NumPy would allocate what is claimed.
+                if (claimed := math.prod(shape) * dtype.itemsize) != held:
+                    raise DataError(
+                        f"{name} in {file} claims {claimed:,} bytes in its header, shape {shape}, and holds {held:,}; "
+                        "get it anew"
+                    )
+        stream.seek(0)
+        with np.load(stream, allow_pickle=False) as npz:
+            return {name: np.ascontiguousarray(npz[f"{name}.npy"]) for name in ARRAYS}
+
+
+def read_npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Read the header of an ``.npy``: the array's shape, whether it is in Fortran order, its dtype.
+
+    Raises:
+        ValueError: Raised if it is none.
+    """
+    try:
+        if np.lib.format.read_magic(stream) == (1, 0):
+            return np.lib.format.read_array_header_1_0(stream)
+        return np.lib.format.read_array_header_2_0(stream)
+    except Exception as error:  # a header is a Python literal; for a strange one NumPy raises nearly anything
+        raise ValueError(f"no header of an array ({error})") from error
+
+
+def read_idx(raw: IO[bytes], file: Path) -> npt.NDArray[np.uint8]:
+    """Read an IDX file of unsigned bytes, gzipped or not, as http://yann.lecun.com/exdb/mnist describes the format.
+
+    Args:
+        raw: Its bytes.
+        file: Its name, for messages; gzipped if it ends in ``.gz``.
+
+    Raises:
+        DataError: Raised if it isn't such a file, or its size isn't what its header says.
+    """
+    with reading(file), unzipped(raw, file) as stream:
+        magic = stream.read(4)
+        if len(magic) < 4 or magic[:3] != b"\0\0\x08" or not 1 <= magic[3] <= 3:
+            raise DataError(
+                f"{file} isn't an IDX file of unsigned bytes: it starts with {magic.hex() or 'nothing'}, "
+                "not 00000803 (images) or 00000801 (labels); get it anew"
+            )
+        shape = tuple(int.from_bytes(stream.read(4), "big") for _ in range(magic[3]))
+        size = math.prod(shape)
+        if size > MAX_BYTES:
+            raise DataError(
+                f"{file} claims {size:,} bytes in its header, shape {shape}; get it anew (at most {MAX_BYTES:,})"
+            )
+        content = stream.read(size + 1)
+    if len(content) != size:
+        found = "more" if len(content) > size else f"{len(content):,}"
+        raise DataError(f"{file} claims {size:,} bytes in its header, shape {shape}, and holds {found}; get it anew")
+    return np.frombuffer(content, np.uint8).reshape(shape)
+
+
+def unzipped(stream: IO[bytes], file: Path) -> IO[bytes]:
+    """The stream itself, or what is gzipped in it if the file's name ends in ``.gz``."""
+    return cast(IO[bytes], gzip.open(stream)) if file.suffix == ".gz" else stream
+
+
+@contextmanager
+def reading(*files: Path) -> Iterator[None]:
+    """Turn what goes wrong with a file into one line that names it.
+
+    Raises:
+        DataError: Raised if a file is missing, unreadable, damaged or of another kind.
+    """
+    try:
+        yield
+    except (OSError, *DAMAGED) as error:
+        if isinstance(error, OSError) and error.filename:  # what goes wrong inside of a file has none
+            reason = f"{error.strerror}; check the name, and who may read it"
+            raise DataError(f"{error.filename} can't be read: {reason}") from error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"{files[0]} is damaged or of another kind: {reason}; get it anew, or name another") from error

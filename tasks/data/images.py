@@ -1,0 +1,223 @@
+"""Images: other people's, of every form, read in batches and made what MNIST's are."""
+
+import gzip
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any, NamedTuple, cast
+from zipfile import ZipFile
+
+import numpy as np
+import numpy.typing as npt
+
+from artifacts.errors import DataError
+from tasks.data.files import read_npy_header, reading, size_of
+
+Pixels = npt.NDArray[np.uint8]
+SIDE = 28
+BATCH = 1000
+# Of one image, and of the raw images that are in memory at once.
+MAX_BYTES = 64 * 2**20
+BRIGHT = 127
+
+
+class Batch(NamedTuple):
+    """Up to 1,000 images, ready to be scored.
+
+    Attributes:
+        names: File names, or the images' indices in their file, from 0.
+        images: Light on dark, shape ``(n, 28, 28)``, uint8 in 0–255.
+        n_inverted: Images among them that were dark on light.
+    """
+
+    names: list[str] | list[int]
+    images: Pixels
+    n_inverted: int
+
+
+def read_batches(path: Path) -> Iterator[Batch]:
+    """Read images in batches, never all at once.
+
+    Raises:
+        DataError: Raised if the path can't be read, is damaged, or doesn't hold images.
+    """
+    if path.is_dir():
+        yield from read_folder(path)
+        return
+    with reading(path):
+        size_of(path)  # a pipe would never end
+    first = 0
+    for images in read_npz(path) if path.suffix == ".npz" else read_idx(path):
+        prepared, n_inverted = prepare(as_bytes(images, str(path)))
+        yield Batch(list(range(first, first + len(images))), prepared, n_inverted)
+        first += len(images)
+
+
+def read_folder(folder: Path) -> Iterator[Batch]:
+    """Read the PNGs of a folder, without those of its subfolders, in the order of their names."""
+    with reading(folder):
+        files = sorted(path for path in folder.iterdir() if path.suffix.lower() == ".png" and path.is_file())
+    for first in range(0, len(files), BATCH):
+        some = files[first : first + BATCH]
+        prepared = [prepare(read_png(file)[np.newaxis]) for file in some]
+        # A name may hold bytes that aren't UTF-8, which no CSV or Parquet may.
+        names = [file.name.encode("utf-8", "backslashreplace").decode() for file in some]
+        yield Batch(names, np.concatenate([image for image, _ in prepared]), sum(n for _, n in prepared))
+
+
+def read_png(file: Path) -> Pixels:
+    """Read a PNG as grey, shape ``(height, width)``, uint8 in 0–255; what is transparent is white.
+
+    Raises:
+        DataError: Raised if it is damaged, no PNG, or too large.
+    """
+    from PIL import Image
+
+    with reading(file), file.open("rb") as stream:
+        try:
+            image: Image.Image = Image.open(stream, formats=["PNG"])
+            if math.prod(image.size) > MAX_BYTES:
+                raise DataError(f"{file} has {image.width:,}×{image.height:,} pixels; make it smaller")
+            if image.mode.startswith("I"):  # 16 bits; Pillow would clip them, not scale them
+                return (np.asarray(image) >> 8).astype(np.uint8)
+            if image.has_transparency_data:
+                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+            return np.asarray(image.convert("L"))
+        except (Image.DecompressionBombError, SyntaxError) as error:  # what Pillow raises for a broken PNG
+            raise DataError(f"{file} can't be read: {error}; save it anew, or take it out of the folder") from error
+
+
+def read_npz(file: Path) -> Iterator[npt.NDArray[Any]]:
+    """Read the images of an ``.npz`` as a stream; nothing is ever unpickled.
+
+    Yields:
+        Some images after others, shape ``(n, height, width)``, in the array's own dtype.
+
+    Raises:
+        DataError: Raised if it isn't such a file, is damaged, or holds no array of images.
+    """
+    with reading(file), ZipFile(file) as archive:
+        names = [name for name in archive.namelist() if name.endswith(".npy")]
+        preferred = ["x_test.npy", "images.npy"]
+        for name in sorted(names, key=lambda name: preferred.index(name) if name in preferred else len(preferred)):
+            with archive.open(name) as member:
+                shape, fortran_order, dtype = read_npy_header(member)
+                if len(shape) != 3:
+                    continue
+                if fortran_order or dtype.kind not in "uif":
+                    raise DataError(f"{name} in {file} isn't an array of numbers in C order; save it as uint8 in 0–255")
+                yield from read_arrays(member, file, shape, dtype)
+                return
+        raise DataError(f"{file} holds no array of the shape (n, height, width); give the images as x_test or images")
+
+
+def read_idx(file: Path) -> Iterator[Pixels]:
+    """Read the images of an IDX file as a stream, gzipped or not; `tasks.data.files.read_idx` would read it whole.
+
+    Raises:
+        DataError: Raised if it isn't such a file, or its size isn't what its header says.
+    """
+    with reading(file), cast(IO[bytes], gzip.open(file)) if file.suffix == ".gz" else file.open("rb") as stream:
+        magic = stream.read(4)
+        if magic != b"\0\0\x08\x03":
+            raise DataError(
+                f"{file} isn't an IDX file of images: it starts with {magic.hex() or 'nothing'}, not 00000803; "
+                "name an .npz, an IDX file or a folder of PNGs"
+            )
+        shape = tuple(int.from_bytes(stream.read(4), "big") for _ in range(3))
+        yield from read_arrays(stream, file, shape, np.dtype(np.uint8))
+
+
+def read_arrays(
+    stream: IO[bytes], file: Path, shape: tuple[int, ...], dtype: np.dtype[Any]
+) -> Iterator[npt.NDArray[Any]]:
+    """Read raw images of a stream, at most 1,000 at once and at most 64 MiB.
+
+    Raises:
+        DataError: Raised if the images are too large, or the stream holds more or fewer than `shape` says.
+    """
+    n, height, width = shape
+    size = height * width * dtype.itemsize
+    if not 0 < size <= MAX_BYTES:
+        raise DataError(f"the images of {file} have {height:,}×{width:,} pixels; give them another size")
+    at_once = min(BATCH, MAX_BYTES // size)
+    for start in range(0, n, at_once):
+        count = min(at_once, n - start)
+        content = stream.read(count * size)
+        if len(content) < count * size:
+            raise DataError(f"{file} claims {n:,} images and holds {start + len(content) // size:,}; get it anew")
+        yield np.frombuffer(content, dtype).reshape(count, height, width)
+    if stream.read(1):  # at the end, a zip archive and gzip compare their checksums too
+        raise DataError(f"{file} claims {n:,} images and holds more; get it anew")
+
+
+def as_bytes(images: npt.NDArray[Any], name: str) -> Pixels:
+    """Integers in 0–255, or floats in 0–1, as uint8 in 0–255.
+
+    Raises:
+        DataError: Raised if they are something else.
+    """
+    if images.dtype == np.uint8 or images.size == 0:
+        return images.astype(np.uint8, copy=False)
+    top = 1 if images.dtype.kind == "f" else 255
+    low, high = images.min(), images.max()
+    if images.dtype.kind not in "uif" or not (low >= 0 and high <= top):
+        raise DataError(
+            f"the images of {name} are {images.dtype} in {low:g}–{high:g}; give integers in 0–255 or floats in 0–1"
+        )
+    return np.rint(images * (255 / top)).astype(np.uint8)
+
+
+def prepare(images: Pixels) -> tuple[Pixels, int]:
+    """Make images what MNIST's are: light on dark, 28×28.
+
+    Args:
+        images: Shape ``(n, height, width)``, uint8 in 0–255. Where most of the border is in the brighter half of an
+            image's range, it is paper, and the image is inverted.
+
+    Returns:
+        The images, shape ``(n, 28, 28)``, and how many of them were dark on light.
+    """
+    border = np.median(np.concatenate([images[:, 0], images[:, -1], images[:, :, 0], images[:, :, -1]], axis=1), axis=1)
+    middle = (images.min(axis=(1, 2)) + images.max(axis=(1, 2)).astype(np.float64)) / 2
+    inverted = np.where(border == middle, border > BRIGHT, border > middle)  # equal: one shade only
+    images = images ^ (inverted * np.uint8(255))[:, np.newaxis, np.newaxis]  # 255 - x is x with every bit flipped
+    if images.shape[1:] != (SIDE, SIDE):
+        images = np.array([fit(image) for image in images], np.uint8).reshape(-1, SIDE, SIDE)
+    return images, int(inverted.sum())
+
+
+def fit(image: Pixels) -> Pixels:
+    """Bring one image to 28×28 as MNIST's were, by http://yann.lecun.com/exdb/mnist.
+
+    The digit is scaled to fit 20×20, keeping its aspect ratio, and put so that its centre of mass is in the middle.
+
+    Args:
+        image: Light on dark, shape ``(height, width)``, uint8 in 0–255. What is no brighter than most of its border
+            is background, and the brightest pixel is ink.
+
+    Returns:
+        Shape ``(28, 28)``; all 0 if there is only background.
+    """
+    from PIL import Image
+
+    background = np.median(np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]]))
+    ink = np.clip(image - background, 0, None, dtype=np.float32)
+    fitted = np.zeros((SIDE, SIDE), np.uint8)
+    if not ink.any():
+        return fitted
+    ink *= 255 / ink.max()
+    rows, columns = (np.flatnonzero((ink > 25).any(axis=axis)) for axis in (1, 0))  # a tenth: fainter is noise
+    ink = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    height, width = (max(1, round(20 * length / max(ink.shape))) for length in ink.shape)
+    digit = np.asarray(Image.fromarray(ink.astype(np.uint8)).resize((width, height), Image.Resampling.BICUBIC))
+    top, left = (
+        int(
+            np.clip(
+                round(SIDE / 2 - np.average(np.arange(length), weights=digit.sum(axis=axis) + 1e-9)), 0, SIDE - length
+            )
+        )
+        for axis, length in ((1, height), (0, width))
+    )
+    fitted[top : top + height, left : left + width] = digit
+    return fitted

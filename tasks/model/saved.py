@@ -1,0 +1,62 @@
+"""Saved models: loading a stored model, and the digest of its weights."""
+
+import hashlib
+import logging
+import os
+import tempfile
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from artifacts.records.model import Model
+
+if TYPE_CHECKING:
+    import keras
+
+
+def import_keras() -> ModuleType:
+    """Import Keras, with oneDNN's kernels, and without what TensorFlow's C++ part prints at its start.
+
+    TensorFlow leaves oneDNN off where there is no AVX-512, though a fit takes 0.6 times the CPU seconds with it there.
+    The printing has no switch.
+    """
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Keras warns there that the seed's .h5 is a legacy format
+    # TensorFlow warns of each shape that it hasn't seen, which the last batch of any data of one's own has.
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
+    with tempfile.TemporaryFile() as chatter:
+        stderr = os.dup(2)
+        os.dup2(chatter.fileno(), 2)
+        try:
+            import keras
+            import tensorflow
+
+            tensorflow.config.list_logical_devices()  # looks for a GPU, and says that there is none
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+    module: ModuleType = keras
+    return module
+
+
+def load_model(model: Model) -> "keras.Model":
+    """Load a stored model: the very bytes that its digest is of, and none of the code that a file can hold.
+
+    Raises:
+        StoreError: Raised if the file is missing or was altered.
+        ValueError: Raised by Keras if the file holds code (a Lambda layer does), or is no model.
+    """
+    model.keras.read_bytes()
+    return import_keras().saving.load_model(model.keras.path, compile=False, safe_mode=True)
+
+
+def digest_weights(model: "keras.Model") -> str:
+    """SHA-256 over the type, shape and bytes of each weight, in the model's order; this identifies a model."""
+    digest = hashlib.sha256()
+    for weight in model.get_weights():
+        array: npt.NDArray[Any] = np.ascontiguousarray(weight)
+        digest.update(f"{array.dtype} {array.shape}\n".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,73 @@
+"""Promote: moves the champion by a person's word, after the version was tried, with the reason kept."""
+
+import getpass
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import prefect.runtime
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from artifacts.errors import RegistryError
+from artifacts.records.release import AliasMove, Version
+from artifacts.store import digest_file
+from tasks.infra_validate import try_model
+from tasks.registry.history import history, move_alias, previous_champion
+from tasks.registry.versions import (
+    CHAMPION,
+    GOLDEN_IMAGES,
+    GOLDEN_PROBABILITIES,
+    MODEL_FILES,
+    connect,
+    number_by_alias,
+    version_by_number,
+)
+from tasks.running.locks import registry_lock
+from tasks.running.logs import run_logger
+
+
+@task(name="promote", cache_policy=NO_CACHE)
+def promote_version(number: int | None, reason: str) -> Version:
+    """Make a version the champion.
+
+    Args:
+        number: The version's number; none for the champion before the present one.
+        reason: Why, for the history.
+
+    Returns:
+        The version, which was tried in a fresh interpreter before the alias moved.
+
+    Raises:
+        RegistryError: Raised if there is no such version, no champion before the present one, or nothing to change.
+        ModelError: Raised if the version doesn't load, or doesn't predict what it did when it was registered.
+    """
+    client = connect()
+    with registry_lock():
+        champion = number_by_alias(client, CHAMPION)  # its files may be what is wrong with it
+        version = version_by_number(client, previous_champion(history(client)) if number is None else number)
+        if champion == version.version:
+            raise RegistryError(f"version {version.version} is the champion already; nothing was changed")
+        with tempfile.TemporaryDirectory() as folder:
+            registered = Path(client.download_artifacts(version.mlflow_run_id, MODEL_FILES["keras"], folder))
+            if digest_file(registered) != version.model.keras.sha256:
+                raise RegistryError(f"the model file of version {version.version} in MLflow was altered; restore it")
+            images, expected = (
+                np.load(client.download_artifacts(version.mlflow_run_id, name, folder), allow_pickle=False)
+                for name in (GOLDEN_IMAGES, GOLDEN_PROBABILITIES)
+            )
+        try_model(version.model, images, expected)
+        move_alias(
+            client,
+            AliasMove(
+                at=datetime.now(UTC),
+                by=f"{getpass.getuser()}, flow run {prefect.runtime.flow_run.id}",
+                alias=CHAMPION,
+                before=champion,
+                after=version.version,
+                why=reason,
+            ),
+        )
+    run_logger().info(f"version {version.version} is the champion now: {reason}")
+    return version

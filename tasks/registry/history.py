@@ -1,0 +1,99 @@
+"""The history of the registry: each move of an alias, with who, when and why."""
+
+from typing import TYPE_CHECKING
+
+import prefect.runtime
+
+from artifacts.errors import RegistryError
+from artifacts.markdown import escape_markdown
+from artifacts.records.release import AliasMove
+from tasks.registry.versions import CHAMPION, REGISTERED_MODEL, connect
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+
+def previous_champion(moves: list[AliasMove]) -> int:
+    """The version that was champion before the present one.
+
+    Raises:
+        RegistryError: Raised if there was none.
+    """
+    line = champions(moves)
+    if len(line) < 2:
+        raise RegistryError("no version was champion before the present one; `make history` shows the moves")
+    return line[-2]
+
+
+def champions(moves: list[AliasMove]) -> list[int]:
+    """The line of champions, each of which took over from the one before; going back shortens it."""
+    line: list[int] = []
+    for move in moves:
+        if move.alias == CHAMPION:
+            line = [*line[: line.index(move.after)], move.after] if move.after in line else [*line, move.after]
+    return line
+
+
+def replaced_by_hand(moves: list[AliasMove], version: int) -> str | None:
+    """Why a person took the champion's alias from a version, if that is the last that happened to it.
+
+    What a person decided is undone by a person: otherwise the next nightly run would undo a rollback.
+    """
+    moved = [m for m in moves if m.alias == CHAMPION and version in (m.before, m.after)]
+    if moved and moved[-1].before == version and moved[-1].verdict is None:
+        return moved[-1].why
+    return None
+
+
+# MLflow keeps no history of its aliases: each move is a tag of the registered model, numbered, never changed.
+HISTORY = "history."
+N_SHOWN = 50
+
+
+def move_alias(client: "MlflowClient", move: AliasMove) -> None:
+    """Move an alias, and keep the move in the history: as a tag, on the model's page, and as a Prefect event.
+
+    Call it with `registry_lock` held. The history is written first: an alias never moves without a trace.
+    """
+    from prefect.events import emit_event
+
+    moves = history(client)
+    # A retry after a failure between the two writes the line once.
+    if not moves or moves[-1].model_copy(update={"at": move.at}) != move:
+        moves.append(move)
+        client.set_registered_model_tag(REGISTERED_MODEL, f"{HISTORY}{len(moves):06}", move.model_dump_json())
+    client.set_registered_model_alias(REGISTERED_MODEL, move.alias, str(move.after))
+    client.update_registered_model(REGISTERED_MODEL, description=history_markdown(moves))
+    if prefect.runtime.flow_run.id:  # a task called as `task.fn(…)` has no server to tell
+        emit_event(
+            event="mnist.alias.moved",
+            resource={"prefect.resource.id": f"mnist.model.{REGISTERED_MODEL}"},
+            payload=move.model_dump(mode="json"),
+        )
+
+
+def history(client: "MlflowClient") -> list[AliasMove]:
+    """All moves of aliases, the oldest first."""
+    found = client.search_registered_models(f"name = '{REGISTERED_MODEL}'")
+    tags = {name: value for model in found for name, value in model.tags.items() if name.startswith(HISTORY)}
+    return [AliasMove.model_validate_json(tags[name]) for name in sorted(tags)]
+
+
+def read_history() -> str:
+    """Print who or what moved the champion, when and why: a line a move, the oldest first."""
+    return "\n".join(
+        f"{move.at:%Y-%m-%d %H:%M:%S}  {move.alias:<10}  {move.before or 'none'} → {move.after}  "
+        f"{move.verdict or 'by hand'}, by {move.by}: {move.why}"
+        for move in history(connect())
+    )
+
+
+def history_markdown(moves: list[AliasMove]) -> str:
+    """The text of the model's page in MLflow: what the model is, and the last moves of its aliases."""
+    rows = [
+        f"| {move.at:%Y-%m-%d %H:%M} | {move.alias} | {move.before or 'none'} | {move.after} "
+        f"| {escape_markdown(move.by)} | {escape_markdown(move.why)} | {move.verdict or 'by hand'} |"
+        for move in reversed(moves[-N_SHOWN:])
+    ]
+    head = ("| when (UTC) | alias | from | to | by | why | verdict |", "| --- | --- | --- | --- | --- | --- | --- |")
+    return "\n".join(["Classifies images of handwritten digits, 28×28, in 0–1.", "", *head, *rows])

@@ -1,0 +1,159 @@
+"""MLflow's model registry: reading versions, and the lock under which a verdict is reached and carried out."""
+
+import functools
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from prefect import task
+from pydantic import ValidationError
+
+from artifacts.errors import RegistryError
+from artifacts.records.model import Model
+from artifacts.records.release import Version
+from artifacts.settings import Settings
+from artifacts.store import put
+from tasks.running.cache import StepCache
+from tasks.running.faults import check_registry, may_pass
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+
+REGISTERED_MODEL = "mnist"
+CHAMPION, CHALLENGER = "champion", "challenger"
+# Of a task that asks or changes the registry: a database that is locked, or a server that is away, may come back.
+OF_THE_REGISTRY: dict[str, Any] = {
+    "retries": 3,
+    "retry_delay_seconds": [1, 5, 25],
+    "retry_jitter_factor": 0.5,
+    "retry_condition_fn": may_pass,
+}
+# Where a version's MLflow run keeps the files of `Model`.
+MODEL_FILES = {"keras": "model/data/model.keras", "h5": "model.h5"}
+# And some test images with the probabilities that the evaluation had for them, to try the model by, years later.
+GOLDEN_IMAGES, GOLDEN_PROBABILITIES = "golden_images.npy", "golden_probabilities.npy"
+# And what is usual of its data (`tasks.data.drift.Profile`), to tell whether other images look like them.
+PROFILE = "profile.json"
+
+
+def import_mlflow() -> ModuleType:
+    """Import MLflow and, of what it imports later, what takes long: a run does it while its server starts."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    import mlflow
+    import mlflow.store.tracking.sqlalchemy_store
+
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it logs the traceback of what it raises
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # MLflow's own seven take minutes; tasks try again
+    return mlflow
+
+
+def connect() -> "MlflowClient":
+    """A client of the registry that the settings name; the embedded one is made if it isn't there yet."""
+    mlflow = import_mlflow()
+    settings = Settings()
+    check_registry(settings)
+    (settings.home / "mlflow").mkdir(parents=True, exist_ok=True)
+    client: MlflowClient = mlflow.MlflowClient(settings.tracking_uri, settings.tracking_uri)
+    return client
+
+
+def registry_digest() -> dict[str, str] | None:
+    """What a task that only asks the registry reads; none if that isn't a file, as of a server.
+
+    While nothing is new, a run takes what an earlier one was answered, and needs no MLflow, whose import takes as long
+    as all the rest of it.
+    """
+    file = Settings().registry_database
+    if file is None or not file.is_file():
+        return None
+    digest = hashlib.sha256(file.read_bytes())
+    for written_beside in ("-wal", "-journal"):
+        with suppress(FileNotFoundError):  # of a commit that ends just now
+            digest.update(file.with_name(file.name + written_beside).read_bytes())
+    return {"registry": digest.hexdigest()}
+
+
+@task(name="find-champion", cache_policy=StepCache(libraries=("mlflow",), reads=registry_digest), **OF_THE_REGISTRY)
+def find_champion() -> Version | None:
+    """The registry's champion, if there is one."""
+    return version_by_alias(connect(), CHAMPION)
+
+
+def version_by_alias(client: "MlflowClient", alias: str) -> Version | None:
+    """The version that bears an alias, if one does."""
+    number = number_by_alias(client, alias)
+    return read_version(client, client.get_model_version(REGISTERED_MODEL, str(number))) if number else None
+
+
+def number_by_alias(client: "MlflowClient", alias: str) -> int | None:
+    """The number of that version, whose files may be missing or altered."""
+    found = [v for v in client.search_registered_models(f"name = '{REGISTERED_MODEL}'") if alias in v.aliases]
+    return int(found[0].aliases[alias]) if found else None
+
+
+def version_by_tags(client: "MlflowClient", tags: dict[str, str]) -> Version | None:
+    """The newest version that bears all these tags, if one does."""
+    conditions = [f"name = '{REGISTERED_MODEL}'", *(f"tags.`{name}` = '{value}'" for name, value in tags.items())]
+    found = client.search_model_versions(" and ".join(conditions), max_results=1)
+    return read_version(client, found[0]) if found else None
+
+
+def version_by_number(client: "MlflowClient", number: int) -> Version:
+    """The version of that number.
+
+    Raises:
+        RegistryError: Raised if there is none.
+    """
+    return read_version(client, find_number(client, number))
+
+
+def find_number(client: "MlflowClient", number: int) -> "ModelVersion":
+    """MLflow's entity of the version of that number, with all its tags.
+
+    Raises:
+        RegistryError: Raised if there is none.
+    """
+    found = client.search_model_versions(f"name = '{REGISTERED_MODEL}' and version_number = {number}")
+    if not found:
+        raise RegistryError(f"{REGISTERED_MODEL} has no version {number}; `make history` shows which there are")
+    return found[0]
+
+
+def read_version(client: "MlflowClient", found: "ModelVersion") -> Version:
+    """Turn MLflow's entity into our record; model files that have left the store are brought back from the registry.
+
+    Raises:
+        RegistryError: Raised if the registry's own copy is missing or altered too.
+    """
+    try:
+        model = Model.model_validate_json(found.tags["model"])
+    except ValidationError:
+        _restore_files(client, found)
+        model = Model.model_validate_json(found.tags["model"])
+    return Version(name=found.name, version=int(found.version), mlflow_run_id=str(found.run_id), model=model)
+
+
+def _restore_files(client: "MlflowClient", found: "ModelVersion") -> None:
+    run_id = str(found.run_id)
+    expected = json.loads(found.tags["model"])
+    for kind, artifact in MODEL_FILES.items():
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(client.download_artifacts(run_id, artifact, folder))
+            restored = put(file.suffix, functools.partial(shutil.copyfile, file))
+        if restored.sha256 != expected[kind]["sha256"]:
+            raise RegistryError(
+                f"version {found.version} of {found.name} can't be trusted: {artifact} of its MLflow run "
+                f"{run_id} was altered; restore the file from a backup, or delete the version in MLflow "
+                "(`make rollback` first, if it is the champion)"
+            )

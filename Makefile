@@ -3,8 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 export REASON VERSION
 ARGS ?=
+QUICK := tests/artifacts tests/docs tests/service tests/tasks tests/test_house.py
 
-.PHONY: help train score history rollback promote reproduce gc up down test chaos soak bench audit check lock
+.PHONY: help train score history rollback promote reproduce gc up down test quick chaos soak bench audit check fix lock
 .DEFAULT_GOAL := help
 
 help: ## Say what there is.
@@ -37,8 +38,11 @@ up: .venv/synced ## Start server, worker, deployments and UI.
 down: .venv/synced ## Stop what `make up` started.
 	@$(BIN)/python -m service.server down
 
-test: .venv/synced browser ## Run the tests.
+test: .venv/synced browser ## Run the tests; ARGS="tests/artifacts -x" runs a part.
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
+
+quick: .venv/synced ## Run the tests that need no server and no TensorFlow, in under 30 seconds.
+	$(BIN)/python -m pytest --quick --numprocesses 2 --quiet $(QUICK) $(ARGS)
 
 chaos: .venv/synced ## Inject every fault, many times over, and print what came of each; takes long.
 	$(BIN)/python -m pytest tests/faults -m "slow or not slow" --timeout 0 $(ARGS)
@@ -52,7 +56,11 @@ bench: .venv/synced ## Measure what a run costs beside a notebook and plain Pyth
 audit: .venv/synced ## Look for known vulnerabilities of the locked packages; asks the package index.
 	$(BIN)/uvx pip-audit --strict --disable-pip --require-hashes -r requirements.lock $(ARGS)
 
-check: .venv/synced ## Format, lint, types, import directions.
+fix: .venv/synced ## Format the code, and mend what the linter can mend safely.
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+check: .venv/synced ## Check format, lint, types and import directions.
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -72,7 +80,13 @@ lock: .venv/synced ## Resolve the dependencies of pyproject.toml anew into requi
 	@$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes requirements.lock
 	@touch $@
 
+# Debian's Chromium, if this user may install it. Without a browser, the browser tests are skipped, and say so.
 .PHONY: browser
 browser:
-	@command -v chromium >/dev/null || { test "$$(id -u)" = 0 && apt-get update -qq && apt-get install -y -qq chromium >/dev/null; } \
-		|| echo "no chromium: install Debian's package for the browser tests"
+	@for name in chromium google-chrome; do command -v $$name >/dev/null && exit 0; done; \
+	if test "$$(id -u)" = 0 && command -v apt-get >/dev/null; then \
+		echo "installing Debian's package chromium with apt-get, for the browser tests …"; \
+		apt-get update -qq && apt-get install -y -qq chromium >/dev/null || echo "chromium could not be installed"; \
+	else \
+		echo "no chromium is installed, so the browser tests will be skipped; Debian's package chromium has it"; \
+	fi

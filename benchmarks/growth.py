@@ -54,8 +54,8 @@ def shifted(k: int) -> dict[str, np.ndarray[Any, Any]]:
 def prepare(folder: Path) -> None:
     """Write the data sets, a small one, and the records of a model that was trained on MNIST for an epoch."""
     for k in TIMES:
-        np.savez(folder / f"{k}.npz", **shifted(k))
-    np.savez(folder / "small.npz", **{name: array[:N_SMALL] for name, array in shifted(1).items()})
+        np.savez(folder / f"{k}.npz", allow_pickle=False, **shifted(k))
+    np.savez(folder / "small.npz", allow_pickle=False, **{name: array[:N_SMALL] for name, array in shifted(1).items()})
     training = train_model.fn(ingest_data.fn(IngestParameters()), TrainParameters(epochs=1))
     (folder / "training.json").write_text(training.model_dump_json())
 

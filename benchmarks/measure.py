@@ -45,7 +45,9 @@ class Row(BaseModel):
 
     def median(self, what: str) -> float:
         """The median of `wall`, `cpu`, `peak_mb`, or of a number that the process told."""
-        return statistics.median(cost.told[what] if what in cost.told else getattr(cost, what) for cost in self.costs)
+        return statistics.median(
+            float(cost.told[what] if what in cost.told else getattr(cost, what)) for cost in self.costs
+        )
 
 
 def without_settings(**variables: str) -> dict[str, str]:

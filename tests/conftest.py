@@ -26,6 +26,7 @@ import json  # noqa: E402
 import re  # noqa: E402
 import shutil  # noqa: E402
 import subprocess  # noqa: E402
+import sys  # noqa: E402
 import threading  # noqa: E402
 import time  # noqa: E402
 
@@ -59,6 +60,34 @@ TINY = ValidateParameters(
 )
 # A training of the sample that takes a second.
 FAST = TrainParameters(epochs=1, precision="float32", validation_share=0.1)
+
+
+# A test that uses one of these, directly or not, needs a server, TensorFlow, a browser or a copy of the checkout.
+EXPENSIVE = {"browser", "copy_checkout", "prefect_server", "training"}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Define the option of `make quick`."""
+    parser.addoption("--quick", action="store_true", help="leave out what needs a server, TensorFlow or a browser")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Take TensorFlow away from a quick run: a test that needs it fails, and must be marked."""
+    if config.getoption("--quick"):
+        sys.modules["tensorflow"] = sys.modules["keras"] = sys.modules["mlflow"] = None  # type: ignore[assignment]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave expensive tests out of a quick run."""
+    if not config.getoption("--quick"):
+        return
+    expensive = [
+        item
+        for item in items
+        if item.get_closest_marker("expensive") or EXPENSIVE & set(getattr(item, "fixturenames", ()))
+    ]
+    config.hook.pytest_deselected(items=expensive)
+    items[:] = [item for item in items if item not in expensive]
 
 
 def pytest_sessionfinish() -> None:

@@ -188,14 +188,19 @@ def keep_history(
             self.started = now
             history.append(record)
             checkpoint.save(self.model, history)
-            left = (plan.n_parts - len(history)) * sum(past.seconds for past in history) / len(history)
-            run_logger().info(
-                f"{which}epoch {record.epoch:.2f} of {parameters.epochs:g}: loss {record.loss:.4f}, "
-                f"accuracy {record.accuracy:.4f}, val_loss {record.val_loss:.4f}, "
-                f"val_accuracy {record.val_accuracy:.4f}; about {left:.0f} s left"
-            )
+            run_logger().info(f"{which}{describe_last(history, plan, parameters)}")
 
     return History()
+
+
+def describe_last(history: Sequence[Epoch], plan: Schedule, parameters: TrainParameters) -> str:
+    """The last line of the history in words, and about how many seconds are left."""
+    last = history[-1]
+    left = (plan.n_parts - len(history)) * sum(past.seconds for past in history) / len(history)
+    return (
+        f"epoch {last.epoch:.2f} of {parameters.epochs:g}: loss {last.loss:.4f}, accuracy {last.accuracy:.4f}, "
+        f"val_loss {last.val_loss:.4f}, val_accuracy {last.val_accuracy:.4f}; about {left:.0f} s left"
+    )
 
 
 def learning_rate(parameters: TrainParameters, n_steps: int) -> Any:

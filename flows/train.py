@@ -1,5 +1,6 @@
 """The flow `mnist`: from the images to a registered model."""
 
+import warnings
 from typing import Annotated
 
 from prefect import flow
@@ -27,6 +28,9 @@ from tasks.running.faults import errors_in_one_line
 from tasks.running.locks import registry_lock
 from tasks.train import train_model
 from tasks.validate import ExpectationError, ValidateParameters, validate_data
+
+# pydantic warns because its models have a deprecated method of the same name as the parameter `validate`.
+warnings.filterwarnings("ignore", message='Field name "validate"', category=UserWarning)
 
 
 @flow(name="mnist", result_serializer=SERIALIZER, on_failure=[publish_failure], on_crashed=[publish_failure])

@@ -148,7 +148,7 @@ def make_run(n_wrong=3, **changes):
         "explanation": Explanation(
             causes=tuple(
                 Cause(name=name, meaning=f"the meaning of {name}", times=n_wrong * (name == "ambiguous"))
-                for name in ("label error", "ambiguous", "unexplained")
+                for name in ("label error", "ambiguous", "atypical", "unexplained")
             ),
             cases=put_bytes(".json", TypeAdapter(list[Case]).dump_json(cases)),
             images=array(images[[[case.index, 7, 8, 9] for case in cases[:200]]].reshape(-1, 4, 28, 28)),

@@ -28,6 +28,7 @@ from artifacts.settings import CHECKOUT, Settings
 from artifacts.store import digest_file, put, write_atomically
 from tasks import ingest
 from tasks.check_labels import check_labels
+from tasks.data import sources
 from tasks.evaluate import evaluate_model
 from tasks.explain import explain_errors
 from tasks.ingest import IngestParameters, ingest_data
@@ -307,7 +308,7 @@ def test_a_download_that_failed_does_not_stay(
     home, monkeypatch, serve, sample_npz, mnist, fault, spoil, claims_all, came
 ):
     # The real file can't be here: the sample stands in for it.
-    monkeypatch.setattr(ingest, "KERAS_NPZ", digest_file(sample_npz))
+    monkeypatch.setattr(sources, "KERAS_NPZ", digest_file(sample_npz))
     digests = {name: hashlib.sha256(array.tobytes()).hexdigest() for name, array in mnist.items()}
     monkeypatch.setattr(ingest, "MNIST", digests)
     monkeypatch.setenv("MNIST_DOWNLOAD_TIMEOUT_SECONDS", "5")

@@ -73,12 +73,12 @@ def check_that_nothing_is_mixed(home):
     for move in moves:
         manifest = by_id.pop(move.by.removeprefix("flow run "))
         assert manifest["verdict"]["decision"] == "promote"
-        assert manifest["verdict"]["champion"] == digest_of_version.get(move.before)
-        assert manifest["version"] == manifest["champion"] == move.after
+        assert manifest["verdict"]["rival"] == digest_of_version.get(move.before)
+        assert manifest["version"] == manifest["champion_number"] == move.after
     for manifest in by_id.values():
-        is_champion = manifest["champion"] == manifest["version"]
+        is_champion = manifest["champion_number"] == manifest["version"]
         assert is_champion or manifest["verdict"]["decision"] != "promote"
-        assert manifest["verdict"]["champion"] == (None if is_champion else digest_of_version[manifest["champion"]])
+        assert manifest["verdict"]["rival"] == (None if is_champion else digest_of_version[manifest["champion_number"]])
 
     for folder, manifest in read_manifests(home).items():
         assert {path.name for path in folder.iterdir()} >= FILES

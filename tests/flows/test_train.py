@@ -7,6 +7,7 @@ import pytest
 
 from artifacts.store import digest_file
 from tasks import ingest
+from tasks.data import sources
 from tasks.registry.versions import connect
 
 STEPS = [
@@ -163,7 +164,7 @@ def test_a_download_that_fails_is_tried_again(run_flow, sample, sample_npz, serv
     from prefect.client.orchestration import get_client
 
     # The real file can't be here: the sample stands in for it, and its digests for the canonical ones.
-    monkeypatch.setattr(ingest, "KERAS_NPZ", digest_file(sample_npz))
+    monkeypatch.setattr(sources, "KERAS_NPZ", digest_file(sample_npz))
     digests = {name: hashlib.sha256(array.tobytes()).hexdigest() for name, array in mnist.items()}
     monkeypatch.setattr(ingest, "MNIST", digests)
     server = serve(sample_npz.read_bytes(), failures=2)

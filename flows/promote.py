@@ -27,5 +27,5 @@ def promote(
 @flow(name="mnist-rollback")
 @errors_in_one_line()
 def rollback(reason: Reason) -> str:
-    """Make the champion before the present one champion again, after trying it in a fresh interpreter."""
+    """Make the champion before the current one the champion again, after trying it in a fresh interpreter."""
     return f"version {promote_version(None, reason).version} is the champion again"

@@ -1,1 +1,1 @@
-"""The steps of a run, one file a step: its parameters, its task, and the plain functions that do its work."""
+"""The steps of a run, one file per step: its parameters, its task, and the plain functions that do its work."""

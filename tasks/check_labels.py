@@ -1,4 +1,4 @@
-"""Labels: which labels of the training images look wrong to models that never saw those images."""
+"""Check labels: find training labels that look wrong to a model that never saw those images."""
 
 import csv
 import io
@@ -19,8 +19,8 @@ from tasks.model.saved import import_keras
 from tasks.running.cache import StepCache, origin
 from tasks.running.logs import Progress, run_logger
 
-# Two models of half the images each, one epoch: less work than one default training. It depends on the data alone, so
-# it is done once, whatever is trained on them.
+# Two models, each trained on half of the images for one epoch, cost less than one default training. The step depends
+# only on the data, so it runs once for all recipes.
 RECIPE = TrainParameters(epochs=1, batch_size=128, validations_per_epoch=1)
 N_MONITORED = 500
 N_PICTURED = 24
@@ -36,10 +36,10 @@ def _arithmetic(dataset: Dataset) -> dict[str, str]:
     cache_policy=StepCache(libraries=("cleanlab", "keras", "numpy", "scikit-learn", "tensorflow"), reads=_arithmetic),
 )
 def check_labels(dataset: Dataset) -> LabelCheck:
-    """Train on each half of the training images, predict the other, and let cleanlab find the labels that can't be.
+    """Train on each half of the training images, predict the other half, and let cleanlab find improbable labels.
 
     Raises:
-        DataError: Raised if a class has too few training images for two halves.
+        DataError: Raised if a class has fewer than two training images.
     """
     from cleanlab.filter import find_label_issues
     from cleanlab.rank import get_label_quality_scores
@@ -69,10 +69,10 @@ def check_labels(dataset: Dataset) -> LabelCheck:
 
 
 def predict_out_of_sample(train: Split) -> npt.NDArray[np.float64]:
-    """Probabilities of shape ``(n, 10)`` for each training image, of a model that was trained on the other half.
+    """Probabilities of shape ``(n, 10)`` for the training images, each by the model that was trained on the other half.
 
     Raises:
-        DataError: Raised if a class has too few images for two halves.
+        DataError: Raised if a class has fewer than two images.
     """
     keras = import_keras()
     from sklearn.model_selection import StratifiedKFold

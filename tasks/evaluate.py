@@ -1,4 +1,4 @@
-"""Evaluate: a model's figures on the test set, which no other step lets near training."""
+"""Evaluate: compute a model's figures on the test set. No step uses the test set for training."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ from tasks.running.logs import run_logger
 
 @task(name="evaluate", cache_policy=StepCache(libraries=("keras", "numpy", "scikit-learn", "tensorflow")))
 def evaluate_model(model: Model, dataset: Dataset) -> Evaluation:
-    """Predict the test set and measure how well."""
+    """Predict the test set, and measure how good the predictions are."""
     test = load_test(dataset)
     network = load_model(model)
     probabilities: Probabilities = network.predict(test.x, batch_size=1000, verbose=0)
@@ -38,7 +38,7 @@ def evaluate_model(model: Model, dataset: Dataset) -> Evaluation:
 
 
 def measure(y_true: Labels, probabilities: Probabilities) -> dict[str, Any]:
-    """The figures of `Evaluation`, from labels of shape ``(n,)`` and probabilities of shape ``(n, 10)``."""
+    """Compute the figures of `Evaluation` from labels of shape ``(n,)`` and probabilities of shape ``(n, 10)``."""
     from sklearn import metrics
 
     labels = list(range(N_CLASSES))
@@ -47,7 +47,7 @@ def measure(y_true: Labels, probabilities: Probabilities) -> dict[str, Any]:
         y_true, y_pred, labels=labels, zero_division=0
     )
     return {
-        # scikit-learn wants rows that sum to 1 more exactly than float32 does.
+        # scikit-learn wants rows whose sum is closer to 1 than float32 allows.
         "loss": metrics.log_loss(y_true, normalize(probabilities), labels=labels),
         "accuracy": metrics.accuracy_score(y_true, y_pred),
         "n_test": len(y_true),
@@ -63,12 +63,12 @@ def measure(y_true: Labels, probabilities: Probabilities) -> dict[str, Any]:
 
 
 def n_for_a_person(right: npt.NDArray[np.bool_], confidence: npt.NDArray[np.floating], target: float = 0.999) -> int:
-    """How many images to hand to a person, the least sure first, so that of the rest a share of `target` is right.
+    """How many images a person must look at, the least sure first, so that a share of `target` of the rest is right.
 
     Args:
         right: Which images are predicted right, of shape ``(n,)``.
         confidence: The probability of each prediction, of shape ``(n,)``.
-        target: In 0–1.
+        target: The share, in 0–1.
     """
     surest_first = right[np.argsort(-confidence, kind="stable")]
     kept = np.arange(1, len(right) + 1)
@@ -77,13 +77,13 @@ def n_for_a_person(right: npt.NDArray[np.bool_], confidence: npt.NDArray[np.floa
 
 
 def expected_calibration_error(y_true: Labels, probabilities: Probabilities, n_bins: int = 15) -> float:
-    """How far confidence is from accuracy: the mean gap over bins of confidence, weighted by their size, in 0–1.
+    """Expected calibration error, in 0–1: the mean gap between confidence and accuracy over bins, weighted by size.
 
-    Fifteen bins of equal width, as in Guo et al., "On Calibration of Modern Neural Networks", arXiv:1706.04599.
+    The 15 bins have equal width, as in Guo et al., "On Calibration of Modern Neural Networks", arXiv:1706.04599.
     """
     confidence = probabilities.max(axis=1)
     right = probabilities.argmax(axis=1) == y_true
     bins = np.minimum((confidence * n_bins).astype(int), n_bins - 1)
-    # Within a bin, size times gap is the absolute sum of (right - confidence).
+    # In each bin, the size times the gap is the absolute sum of (right - confidence).
     gaps = np.bincount(bins, weights=right - confidence.astype(np.float64), minlength=n_bins)
     return float(np.abs(gaps).sum() / len(y_true))

@@ -1,16 +1,16 @@
-"""Explain: why each wrong prediction is wrong, probably: the label, the image, or the model.
+"""Explain: find the probable cause of each wrong prediction: the label, the image, or the model.
 
-The first of these causes that fits is given:
+Each wrong prediction gets the first of these causes that fits:
 
-- *label error*: the model, which never saw the image, is 90 points surer of another class than of the label, nine of
-  the ten nearest training images bear that other class, and they aren't far.
+- *label error*: the model, which never saw the image, is 90 points surer of another class than of the label; nine of
+  the ten nearest training images have that other class; and they aren't far away.
 - *ambiguous*: the second class is at least half as probable as the first.
-- *confusable pair*: label and prediction are taken for each other more often than errors spread evenly over all pairs
-  of classes would have it (binomial test, false discovery rate 5 %).
-- *atypical*: the nearest training images are farther away than those of 99 % of the images predicted right.
+- *confusable pair*: label and prediction are taken for each other more often than if errors were spread evenly over all
+  pairs of classes (binomial test, false discovery rate 5 %).
+- *atypical*: the nearest training images are farther away than those of 99 % of the images that were predicted right.
 - *unexplained*: none of these.
 
-Near and far are cosine distances of features: what the network's last layer sees.
+Distances are cosine distances of features, which are the input of the network's last layer.
 """
 
 import csv
@@ -36,18 +36,18 @@ from tasks.running.cache import StepCache, origin
 from tasks.running.logs import run_logger
 
 N_NEIGHBOURS, N_SHOWN = 10, 3
-# Of cleanlab's normalized margin, 0 to 1: half of one plus the label's probability less the greatest other one.
+# A threshold of cleanlab's normalized margin, in 0–1: (1 + the label's probability - the largest other one) / 2.
 MISLABELLED = 0.05
 AGREEING = 9
 AMBIGUOUS = 0.5
 FALSE_DISCOVERIES = 0.05
 FAR = 0.99
-# Of images predicted right, to know what is far.
+# The share of the images predicted right whose distances count as usual.
 N_REFERENCE = 1000
 N_SUSPECTS = 200
-# Training images among which the nearest are looked for: all of MNIST's, of more as many drawn at random.
+# The nearest images are searched among this many training images: all of MNIST's, or as many drawn at random.
 N_SEARCHED = 60_000
-# A report with more pictures would be no help.
+# A report with more pictures would not help its reader.
 N_PICTURED = 200
 
 Distances = npt.NDArray[np.floating]
@@ -120,8 +120,8 @@ def find_neighbours(
         images: The images, float32 of shape ``(n, height, width, 1)``, in 0–1.
 
     Returns:
-        Distances in 0–2 and indices of training images, the nearest first, both of shape ``(n, 10)``; of more training
-        images than MNIST has, the nearest of a sample.
+        Distances in 0–2 and indices of training images, the nearest first, both of shape ``(n, 10)``. If there are more
+        training images than MNIST has, the nearest of a random sample.
     """
     keras = import_keras()
     import sklearn.preprocessing
@@ -138,7 +138,8 @@ def find_neighbours(
     searched = np.arange(len(train))
     if len(train) > N_SEARCHED:
         searched = np.sort(np.random.default_rng(0).choice(searched, N_SEARCHED, replace=False))
-    # Of directions the squared distance is twice the cosine's, for which all distances would be in memory at once.
+    # Between unit vectors, the squared distance is twice the cosine distance. Asked for cosine distances, scikit-learn
+    # would keep all of them in memory at once.
     nearest = NearestNeighbors(n_neighbors=N_NEIGHBOURS, metric="sqeuclidean", algorithm="brute")
     nearest.fit(directions(scale(train[searched])))
     squares, indices = nearest.kneighbors(directions(images))
@@ -146,16 +147,16 @@ def find_neighbours(
 
 
 class Evidence(NamedTuple):
-    """What is known of the wrong predictions of a test set; an array has a row for each.
+    """The evidence about the wrong predictions of a test set. Each array has a row per wrong prediction.
 
     Attributes:
-        labels: Their labels, of shape ``(n,)``.
-        predictions: What is predicted, of shape ``(n,)``.
-        probabilities: Their probabilities, of shape ``(n, 10)``.
-        quality: Their labels' quality by cleanlab's normalized margin, in 0–1, of shape ``(n,)``.
-        agreeing: How many of the ten nearest training images bear the predicted label, of shape ``(n,)``.
-        distance: The mean distance of the three nearest training images, of shape ``(n,)``.
-        far: What counts as far: 99 % of the images predicted right are nearer.
+        labels: The labels, of shape ``(n,)``.
+        predictions: The predicted classes, of shape ``(n,)``.
+        probabilities: The predicted probabilities, of shape ``(n, 10)``.
+        quality: The quality of the labels by cleanlab's normalized margin, in 0–1, of shape ``(n,)``.
+        agreeing: How many of the ten nearest training images have the predicted label, of shape ``(n,)``.
+        distance: The mean distance to the three nearest training images, of shape ``(n,)``.
+        far: The distance that counts as far. It is larger than that of 99 % of the images predicted right.
     """
 
     labels: Labels
@@ -175,15 +176,15 @@ def gather_evidence(
     distances: Distances,
     usual_distances: Distances,
 ) -> Evidence:
-    """Gather what the causes of some wrong predictions, all there are of a test set, are found from.
+    """Gather the evidence for the causes of a test set's wrong predictions.
 
     Args:
-        labels: Their labels, of shape ``(n,)``.
-        probabilities: Their probabilities, of shape ``(n, 10)``.
-        quality: Their labels' quality by cleanlab's normalized margin, in 0–1, of shape ``(n,)``.
-        neighbours: The labels of the ten nearest training images, of shape ``(n, 10)``.
-        distances: How far those are, of shape ``(n, 10)``.
-        usual_distances: The same for images predicted right, of shape ``(m, 10)``.
+        labels: The labels of all wrong predictions, of shape ``(n,)``.
+        probabilities: Their predicted probabilities, of shape ``(n, 10)``.
+        quality: The quality of their labels by cleanlab's normalized margin, in 0–1, of shape ``(n,)``.
+        neighbours: The labels of their ten nearest training images, of shape ``(n, 10)``.
+        distances: The distances to those, of shape ``(n, 10)``.
+        usual_distances: The same distances for images predicted right, of shape ``(m, 10)``.
     """
     predictions = probabilities.argmax(axis=1)
     usual = usual_distances[:, :N_SHOWN].mean(axis=1)
@@ -199,9 +200,9 @@ def gather_evidence(
 
 
 def find_causes(evidence: Evidence) -> list[tuple[str, str]]:
-    """Find the probable cause of each wrong prediction: its name, and what speaks for it, in words."""
+    """Find the probable cause of each wrong prediction: its name, and the evidence for it in words."""
     found: list[tuple[str, str]] = [("", "")] * len(evidence.labels)
-    for cause in reversed(CAUSES):  # the first one that fits counts
+    for cause in reversed(CAUSES):  # the first cause that fits counts
         for n, words in cause.find(evidence).items():
             found[n] = (cause.name, words)
     return found
@@ -229,7 +230,7 @@ def _ambiguous(evidence: Evidence) -> dict[int, str]:
 
 
 def _confusable_pair(evidence: Evidence) -> dict[int, str]:
-    # A label that is probably wrong says nothing about the pair.
+    # A label that is probably wrong says nothing about the pair of classes.
     kept = [n for n in range(len(evidence.labels)) if n not in _label_error(evidence)]
     systematic = find_systematic_pairs(evidence.labels[kept], evidence.predictions[kept])
     words = {}
@@ -244,7 +245,7 @@ def _confusable_pair(evidence: Evidence) -> dict[int, str]:
 
 def _atypical(evidence: Evidence) -> dict[int, str]:
     return {
-        n: f"its nearest training images are {evidence.distance[n]:.3f} away; of images predicted right, "
+        n: f"its nearest training images are {evidence.distance[n]:.3f} away; of the images predicted right, "
         f"{FAR:.0%} have theirs within {evidence.far:.3f}"
         for n in np.flatnonzero(evidence.distance > evidence.far).tolist()
     }
@@ -259,12 +260,12 @@ def _unexplained(evidence: Evidence) -> dict[int, str]:
 
 
 class CauseRule(NamedTuple):
-    """How a cause is called, and found.
+    """A cause, and how it is found.
 
     Attributes:
-        name: What it is called.
+        name: The name of the cause.
         meaning: What it means, in words.
-        find: What speaks for it, in words, for each wrong prediction that it fits, by the prediction's row.
+        find: Finds the wrong predictions that it fits. Returns the evidence in words, by row.
     """
 
     name: str
@@ -272,7 +273,7 @@ class CauseRule(NamedTuple):
     find: Callable[[Evidence], dict[int, str]]
 
 
-# The first one that fits is given. To add a cause, write a function above and a line here.
+# The first cause that fits counts. To add a cause, write a function above and a line here.
 CAUSES = (
     CauseRule(
         "label error",
@@ -287,15 +288,15 @@ CAUSES = (
 
 
 def find_systematic_pairs(labels: Labels, predictions: npt.NDArray[Any]) -> dict[Pair, tuple[int, float]]:
-    """Find the pairs of classes that are taken for each other more often than chance has it.
+    """Find the pairs of classes that are taken for each other more often than by chance.
 
     Args:
         labels: The labels of wrong predictions, of shape ``(n,)``.
         predictions: The classes predicted, of shape ``(n,)``.
 
     Returns:
-        By pair, how often, and the one-sided p-value against errors that are spread evenly over the 45 pairs, corrected
-        for all of them after Benjamini and Hochberg.
+        By pair: how often it occurs, and the one-sided p-value against errors that are spread evenly over the 45 pairs,
+        corrected for all pairs after Benjamini and Hochberg.
     """
     from scipy.stats import binomtest, false_discovery_control
 
@@ -309,7 +310,7 @@ def find_systematic_pairs(labels: Labels, predictions: npt.NDArray[Any]) -> dict
 
 
 def most_instructive_first(cases: list[Case]) -> list[Case]:
-    """Sort so that the first screen shows the clearest of each cause, and what the champion had right comes first."""
+    """Sort the cases so that the first screen shows the clearest of each cause; first, what the champion had right."""
     clearest = sorted(cases, key=lambda case: (case.status == "shared", -case.guesses[0].probability, case.index))
     by_cause = [[case for case in clearest if case.cause == rule.name] for rule in CAUSES]
     return [case for row in zip_longest(*by_cause) for case in row if case is not None]
@@ -324,7 +325,7 @@ def draw_cases(
 
 
 def suspects_csv(labels: Labels, predictions: npt.NDArray[Any], quality: npt.NDArray[np.float64]) -> bytes:
-    """The test images that most look mislabelled, whether predicted right or wrong, as CSV."""
+    """The test images whose labels look most wrong, whether predicted right or wrong, as CSV."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["index", "label", "prediction", "quality"])

@@ -1,4 +1,4 @@
-"""Gate: the word on a model, from evidence: promote it to champion, hold it back, or reject it."""
+"""Gate: decide from the evidence whether to promote a model to champion, hold it back, or reject it."""
 
 import math
 from typing import Literal
@@ -33,19 +33,19 @@ class GateParameters(BaseModel):
         default=0.05,
         gt=0,
         lt=0.5,
-        description="Level of each one-sided test: how often chance alone may pass for proof.",
+        description="Level of each one-sided test: the probability that chance alone passes for proof.",
     )
     margin: float = Field(
         default=0.001,
         ge=0,
         le=1,
-        description="Loss of accuracy that `not worse` tolerates, in 0–1 (0.001: 0.1 points).",
+        description="Loss of accuracy that `not worse` tolerates, in 0–1 (0.001 is 0.1 points).",
     )
     slice_margin: float = Field(
         default=0.01,
         ge=0,
         le=1,
-        description="Loss of accuracy on a slice of the test images, or on changed ones, that is tolerated, in 0–1.",
+        description="Loss of accuracy that is tolerated on a slice of the test images, or on changed images, in 0–1.",
     )
     maximum_calibration_error: float = Field(
         default=0.02, ge=0, le=1, description="Expected calibration error above which a model is held, in 0–1."
@@ -61,7 +61,7 @@ class GateParameters(BaseModel):
     )
     hold_for_approval: bool = Field(
         default=False,
-        description="Hold what passes until a person promotes it, by the deployment mnist-promote/manual.",
+        description="Hold a model that passes until a person promotes it, by the deployment mnist-promote/manual.",
     )
 
 
@@ -75,7 +75,7 @@ def judge_model(
     rival_robustness: Robustness | None,
     parameters: GateParameters,
 ) -> Verdict:
-    """Judge a model by its figures and, if another model is champion, by that rival's on the same test images."""
+    """Judge a model by its figures and, if another model is champion, by comparing both on the same test images."""
     comparison = None
     if rival is not None:
         y_true = read_array(dataset.y_test)
@@ -105,14 +105,14 @@ def judge_model(
 
 
 def decide(checks: list[Check]) -> Literal["promote", "hold", "reject"]:
-    """Promote if every check passed, reject if one says so, else hold."""
+    """Promote if every check passed, reject if a failed check demands it, else hold."""
     if any(not check.passed and check.on_failure == "reject" for check in checks):
         return "reject"
     return "promote" if all(check.passed for check in checks) else "hold"
 
 
 def check_alone(evaluation: Evaluation, infra: InfraValidation, parameters: GateParameters) -> list[Check]:
-    """What a model must show by itself; all there is to show while there is no champion."""
+    """What a model must show without a comparison. This is everything while there is no champion."""
     p = parameters
     return [
         Check(
@@ -147,8 +147,8 @@ def check_alone(evaluation: Evaluation, infra: InfraValidation, parameters: Gate
 def check_comparison(comparison: Comparison, parameters: GateParameters) -> list[Check]:
     """What a model must show against the champion.
 
-    A demand that each class be proven unharmed would hold back nearly every equal model, so a class has a veto only if
-    harm to it is proven.
+    A class stops a model only if it is proven to be worse. If each class had to be proven not worse, nearly every equal
+    model would be held back.
     """
     p, c = parameters, comparison
     counts = f"right where the champion is wrong: {len(c.won)}, wrong where it is right: {len(c.lost)}, of {c.n:,}"
@@ -178,10 +178,10 @@ def check_comparison(comparison: Comparison, parameters: GateParameters) -> list
 
 
 def check_slices(robustness: Robustness, rival: Robustness, parameters: GateParameters) -> Check:
-    """No slice of the test images, and no change of them, may be shown to be worse than the champion's by the margin.
+    """No slice of the test images, and no change of them, may be shown to be worse than the champion by the margin.
 
-    Two trainings of one network differ by half a point on changed images, so harm without a margin would be shown of
-    nearly every model. The digits are left out: they have a check of their own.
+    Two trainings of one network differ by half a point on changed images. Without a margin, nearly every model would be
+    shown to be worse. The digits are left out, because they have their own check.
     """
     right, rival_right = (
         {
@@ -219,17 +219,17 @@ def _in_words(images_needed: int | None) -> str:
 def compare(
     y_true: npt.NDArray[np.integer], right: Right, rival_right: Right, parameters: GateParameters
 ) -> Comparison:
-    """Compare two models on the same images; only those that one has right and the other wrong tell them apart.
+    """Compare two models on the same images. Only the images that one has right and the other wrong tell them apart.
 
     Args:
         y_true: Labels, of shape ``(n,)``.
         right: Which images the candidate has right, of shape ``(n,)``.
         rival_right: Which images the rival has right, of shape ``(n,)``.
-        parameters: Of these, the level and the margin.
+        parameters: The level and the margin are used.
 
     Returns:
-        One-sided exact McNemar tests: that the candidate is better, that it is worse, that it isn't worse by more than
-        the margin, and for each class that it is worse there, with Bonferroni's correction.
+        The results of one-sided exact McNemar tests: that the candidate is better; that it is worse; that it isn't
+        worse by more than the margin; and that it is worse on each class, with Bonferroni's correction.
     """
     won, lost = right & ~rival_right, ~right & rival_right
     wins, losses = int(won.sum()), int(lost.sum())
@@ -249,18 +249,18 @@ def compare(
 
 
 def _at_least(successes: int, trials: int) -> float:
-    """How likely a fair coin is to give at least so many successes: McNemar's exact test, one-sided."""
+    """McNemar's exact one-sided test: the probability that a fair coin gives at least as many successes."""
     from scipy.stats import binomtest
 
     return float(binomtest(successes, trials, 0.5, "greater").pvalue) if trials else 1.0
 
 
 def _not_worse(wins: int, losses: int, n: int, margin: float) -> float:
-    """The p-value of "worse by at least the margin", which may be negative: the score test for paired proportions.
+    """The p-value of "worse by at least the margin" in the score test for paired proportions.
 
     After Tango, "Equivalence test and confidence interval for the difference in proportions for the paired-sample
-    design", Statistics in Medicine 17 (1998): the variance is that of the likeliest shares at which the model is worse
-    by just the margin, so that few disagreements prove nothing on few images.
+    design", Statistics in Medicine 17 (1998). The variance is that of the most likely shares at which the model is
+    worse by exactly the margin. So a few disagreements prove nothing on a few images. The margin may be negative.
     """
     from scipy.optimize import minimize_scalar
     from scipy.special import xlogy
@@ -280,10 +280,13 @@ def _not_worse(wins: int, losses: int, n: int, margin: float) -> float:
 
 
 def images_needed(wins: int, losses: int, n: int, parameters: GateParameters) -> int | None:
-    """How many test images would show what is wanted with a power of 80 %, if the observed shares are the true ones.
+    """How many test images would show the difference with a power of 80 %, if the observed shares are the true ones.
 
     After Connor, "Sample size for testing differences in proportions for the paired-sample design", Biometrics 43
-    (1987). None if the difference has the wrong sign: more images would only show that.
+    (1987).
+
+    Returns:
+        None if the difference has the wrong sign, since more images would only show that.
     """
     from scipy.stats import norm
 

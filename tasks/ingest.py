@@ -1,4 +1,4 @@
-"""Ingest: brings the four arrays from the source that was asked for, checked, into the store."""
+"""Ingest: read the four arrays from their source, check them, and put them into the store."""
 
 import functools
 import hashlib
@@ -18,7 +18,7 @@ from tasks.data.files import ARRAYS
 from tasks.data.sources import MNIST, SOURCES, DownloadError, choose, digest_arrays
 from tasks.running.cache import StepCache, origin, running_key
 
-# The name of the source's digest in the key.
+# The name under which the key holds the source's digest.
 SOURCE_BYTES = "source's bytes"
 
 
@@ -29,14 +29,14 @@ def _known_source(name: str) -> str:
 
 
 class IngestParameters(BaseModel):
-    """Where the data come from."""
+    """Where the images and labels come from."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     source: Annotated[str, AfterValidator(_known_source)] = Field(
         default="auto",
         description="; ".join(f"`{name}`: {source.description}" for name, source in SOURCES.items())
-        + "; `auto`: package, and keras where that isn't installed.",
+        + "; `auto`: `package` if it is installed, else `keras`.",
         json_schema_extra={"enum": ["auto", *SOURCES]},
     )
     path: Path | None = Field(
@@ -62,7 +62,7 @@ class IngestParameters(BaseModel):
 
 
 def digest_source(parameters: IngestParameters) -> dict[str, str]:
-    """Digest the source's bytes, so that the next run notices when they are replaced.
+    """Digest the bytes of the source, so that a run notices if they have changed.
 
     Raises:
         DataError: Raised if the source can't be found or read.
@@ -71,7 +71,7 @@ def digest_source(parameters: IngestParameters) -> dict[str, str]:
 
 
 def may_succeed_later(_task: Task[Any, Any], _run: TaskRun, state: State) -> bool:
-    """Whether trying again makes sense: a server may be back later, a damaged file stays damaged."""
+    """Whether to try again: a server may be back later, but a damaged file stays damaged."""
     return isinstance(state.result(raise_on_failure=False), DownloadError)
 
 
@@ -84,16 +84,16 @@ def may_succeed_later(_task: Task[Any, Any], _run: TaskRun, state: State) -> boo
     retry_condition_fn=may_succeed_later,
 )
 def ingest_data(parameters: IngestParameters) -> Dataset:
-    """Bring the four arrays into the store.
+    """Read the four arrays and put them into the store.
 
     Returns:
-        The data set. The content of a named source was checked against MNIST's digests; a `path` is taken as it is,
-        for validate to judge.
+        The data set. The arrays of a named source equal MNIST's. The arrays of the source `path` are taken as they are;
+        validate judges them.
 
     Raises:
-        DataError: Raised if the source can't be read or doesn't hold the arrays, if a named source isn't MNIST, or if
-            the source was replaced since the run digested it.
-        DownloadError: Raised if the download of the source `keras` fails, which is tried again.
+        DataError: Raised if the source can't be read, lacks an array, should be MNIST and isn't, or was replaced after
+            the run had digested it.
+        DownloadError: Raised if the download of the source `keras` fails. Prefect then tries again.
     """
     name = choose(parameters.source)
     source, key = SOURCES[name], running_key()
@@ -107,7 +107,7 @@ def ingest_data(parameters: IngestParameters) -> Dataset:
 
 
 def check_mnist(arrays: dict[str, Any], source: str) -> None:
-    """Check that a named source holds MNIST to the byte.
+    """Check that the arrays of a named source are MNIST, byte for byte.
 
     Raises:
         DataError: Raised if an array has another digest.

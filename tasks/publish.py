@@ -1,4 +1,4 @@
-"""Publish: what a run leaves behind, on its page in the UI and in its folder. Runs always, whatever was reused."""
+"""Publish: make the run's folder, and its artifacts in the UI. This step runs in every run."""
 
 import csv
 import io
@@ -31,18 +31,18 @@ from tasks.running.code import digest_code
 from tasks.running.logs import run_logger
 from tasks.running.revision import git_revision
 
-# By key: the artifact's text, and what the Artifacts page says it is.
+# By artifact key: the function that writes its text, and its description on the Artifacts page.
 ARTIFACTS: dict[str, tuple[Callable[[RunReport], str], str]] = {
     "summary": (report.summary, "The verdict, the figures, and what was computed or reused."),
     "data-validation": (
         lambda run: report.data_validation(run.validation, run.labels),
-        "What was expected of the data, and found; which training labels look wrong.",
+        "What the data must look like and do look like, and which training labels look wrong.",
     ),
     "learning-curves": (report.learning_curves, "Loss and accuracy while training."),
     "confusion-matrix": (report.confusion_matrix, "Which digit was taken for which."),
     "wrong-predictions": (report.wrong_predictions, "The test images that the model gets wrong, and why."),
-    "robustness": (report.robustness, "How it does on parts of the test set, and on changed images."),
-    "confidence": (report.confidence, "Whether it is as right as it is sure, and what asking a person gains."),
+    "robustness": (report.robustness, "How accurate it is on parts of the test set, and on changed images."),
+    "confidence": (report.confidence, "Whether it is right as often as it is sure, and what asking a person gains."),
     "model-card": (report.model_card, "What the model is, what it is for, and how to load it."),
     "lineage": (report.lineage, "Which data, code and parameters made this model."),
 }
@@ -51,7 +51,7 @@ LIBRARIES = ("great-expectations", "keras", "matplotlib", "mlflow", "numpy", "pa
 
 @task(name="publish", cache_policy=NO_CACHE)
 def publish_run(parameters: dict[str, BaseModel], results: Results) -> RunSummary:
-    """Write the run's folder, its manifest last, and create its artifacts.
+    """Write the run's folder, with the manifest last, and create its artifacts.
 
     Returns:
         What to tell the person who started the run.
@@ -59,7 +59,7 @@ def publish_run(parameters: dict[str, BaseModel], results: Results) -> RunSummar
     folder = run_folder(prefect.runtime.flow_run.id or "without-a-run")
     run = describe_run(folder, parameters, results)
     folder.mkdir(parents=True, exist_ok=True)
-    for unfinished in folder.glob(".*"):  # of a process of this run that was killed
+    for unfinished in folder.glob(".*"):  # left by a process of this run that was killed
         unfinished.unlink()
     files = files_of(run)
     for name, file in files.items():
@@ -81,7 +81,7 @@ def publish_run(parameters: dict[str, BaseModel], results: Results) -> RunSummar
 
 
 def describe_run(folder: Path, parameters: dict[str, BaseModel], results: Results) -> RunReport:
-    """Everything that the report of this run says."""
+    """Gather everything that the report of this run says."""
     flow_run = prefect.runtime.flow_run
     records, before = results.by_step(), last_keys(folder)
     return RunReport(
@@ -90,7 +90,7 @@ def describe_run(folder: Path, parameters: dict[str, BaseModel], results: Result
         started=flow_run.scheduled_start_time or datetime.now(UTC),
         parameters={step: model.model_dump(mode="json") for step, model in parameters.items()},
         **{name: getattr(results, name) for name in Results.model_fields},
-        # Register has a key only if all was registered already.
+        # Register has a key only if the model was registered before.
         code_digest=digest_code(code_of_all(record for name, record in records.items() if name != "register")),
         git_revision=git_revision(),
         libraries={name: library_version(name) for name in LIBRARIES},
@@ -100,7 +100,7 @@ def describe_run(folder: Path, parameters: dict[str, BaseModel], results: Result
 
 
 def files_of(run: RunReport) -> dict[str, StoredFile]:
-    """The files of the run's folder by name, all but its manifest."""
+    """The files of the run's folder by name, without the manifest."""
     model = run.training.model
     texts = {
         "history.csv": history_csv(run.training.history),
@@ -123,7 +123,7 @@ def files_of(run: RunReport) -> dict[str, StoredFile]:
 
 
 def publish_validation(validation: Validation) -> None:
-    """Leave what there is to see of a run that the validation stopped: its outcome."""
+    """Publish the outcome of the validation, for a run that it stopped."""
     folder = run_folder(prefect.runtime.flow_run.id or "without-a-run")
     folder.mkdir(parents=True, exist_ok=True)
     validation.result.link_to(folder / "validation.json")
@@ -138,7 +138,7 @@ def run_folder(flow_run_id: str) -> Path:
 
 
 def links(flow_run_id: str, version: Version) -> dict[str, str]:
-    """Where `make up` serves the report and the version, by name; empty without it."""
+    """Links to the report and the version on the servers of `make up`, by text. Empty if these don't run."""
     settings = Settings()
     found = {}
     if settings.report_url:
@@ -151,7 +151,7 @@ def links(flow_run_id: str, version: Version) -> dict[str, str]:
 
 
 def describe_step(name: str, record: StepRecord, flow_run_id: str, before: Key | None) -> Step:
-    """Say whether this run computed a step or reused it, and if computed, what had changed since the last run."""
+    """Say whether this run computed or reused a step. If it computed it, say what had changed since the last run."""
     origin = record.origin
     key = origin.key if origin else None
     if origin is None or origin.flow_run_id != flow_run_id:
@@ -167,18 +167,18 @@ def describe_step(name: str, record: StepRecord, flow_run_id: str, before: Key |
     elif before is None:
         changes = ("for the first time",)
     else:
-        changes = key.changes_since(before) or ("asked for anew, or its result was missing from the store",)
+        changes = key.changes_since(before) or ("asked for again, or its result was missing from the store",)
     return Step(name=name, state="computed", seconds=origin.seconds, changes=changes, key=key)
 
 
 def last_keys(folder: Path) -> dict[str, Key]:
-    """The keys of the last finished run's steps, by step; none before the first."""
+    """The keys of the steps of the last completed run, by step. Empty before the first run."""
     others = [path for path in folder.parent.glob(f"*/{MANIFEST}") if path.parent != folder]
     for path in sorted(others, key=lambda path: path.stat().st_mtime, reverse=True):
         try:
             manifest = Manifest.read(path.parent)
         except ValueError as error:
-            run_logger().warning(f"{error}; the run is passed over")
+            run_logger().warning(f"{error}; that run is left out")
             continue
         if manifest and manifest.state == "completed":
             return {step.name: step.key for step in manifest.steps if step.key}
@@ -186,7 +186,7 @@ def last_keys(folder: Path) -> dict[str, Key]:
 
 
 def code_of_all(records: Iterable[StepRecord]) -> dict[str, str]:
-    """Digest by module of all the code that made these records."""
+    """Digests, by module, of all code that made these records."""
     code: dict[str, str] = {}
     for record in records:
         if record.origin and record.origin.key:
@@ -195,8 +195,8 @@ def code_of_all(records: Iterable[StepRecord]) -> dict[str, str]:
 
 
 def metrics(training: Training, evaluation: Evaluation) -> dict[str, float]:
-    """The figures of `metrics.json`: those of the evaluation, and some of the training."""
-    in_training = ("accuracy", "loss")  # of the test set here, not of the training images
+    """The figures for `metrics.json`: those of the evaluation, and some of the training."""
+    in_training = ("accuracy", "loss")  # measured on the test set, not on the training images
     tested = {f"test_{name}" if name in in_training else name: value for name, value in evaluation.metrics().items()}
     return tested | {
         "temperature": training.temperature,
@@ -206,7 +206,7 @@ def metrics(training: Training, evaluation: Evaluation) -> dict[str, float]:
 
 
 def manifest_of(run: RunReport, files: dict[str, StoredFile]) -> Manifest:
-    """The manifest of a run that completed."""
+    """Make the manifest of a run that completed."""
     return Manifest(
         flow_run_id=run.id,
         flow_run_name=run.name,
@@ -227,7 +227,7 @@ def manifest_of(run: RunReport, files: dict[str, StoredFile]) -> Manifest:
 
 
 def history_csv(history: Iterable[Epoch]) -> str:
-    """The training history as CSV, a line an epoch."""
+    """The training history as CSV, one line per epoch."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(Epoch.model_fields), lineterminator="\n")
     writer.writeheader()
@@ -236,7 +236,7 @@ def history_csv(history: Iterable[Epoch]) -> str:
 
 
 def publish_failure(flow: Flow[..., Any], flow_run: FlowRun, state: State) -> None:
-    """Log what failed and where its artifacts lie, and leave a manifest that says so; a hook of the flow."""
+    """Log what failed and where its files are, and write a manifest that says so. This is a hook of the flow."""
     folder = run_folder(str(flow_run.id))
     folder.mkdir(parents=True, exist_ok=True)
     Manifest(
@@ -245,5 +245,5 @@ def publish_failure(flow: Flow[..., Any], flow_run: FlowRun, state: State) -> No
         state=state.type.value.lower(),
         reason=state.message,
     ).write(folder)
-    # After a crash the worker calls this, outside of the run.
+    # After a crash, the worker calls this outside of the run.
     flow_run_logger(flow_run, flow).error(f"{state.name}: {state.message} Its artifacts: {folder}")

@@ -1,4 +1,4 @@
-"""Register: the model into MLflow's registry, as a new version unless it is there, and the verdict carried out."""
+"""Register: put the model into MLflow's registry, unless it is there already, and carry out the verdict."""
 
 import shutil
 import tempfile
@@ -48,7 +48,7 @@ N_GOLDEN = 100
 
 
 def _reads(dataset: Dataset, training: Training, verdict: Verdict) -> dict[str, str] | None:
-    """The registry, and what of a training its record's own word leaves out: the code that trained it."""
+    """The state of the registry, and the code that trained the model, which a record's identity leaves out."""
     del verdict
     read = registry_digest()
     return read and read | identity(dataset, training)
@@ -56,7 +56,7 @@ def _reads(dataset: Dataset, training: Training, verdict: Verdict) -> dict[str, 
 
 @task(name="find-registration", cache_policy=StepCache(libraries=("mlflow",), reads=_reads), **OF_THE_REGISTRY)
 def find_registration(dataset: Dataset, training: Training, verdict: Verdict) -> Registration | None:
-    """What register would say of a model that is registered, if there is nothing to write; none if there is."""
+    """The registration of a model that is registered already. None if register has something to write."""
     client = connect()
     version = version_by_tags(client, identity(dataset, training))
     if version is None:
@@ -76,13 +76,13 @@ def find_registration(dataset: Dataset, training: Training, verdict: Verdict) ->
 
 
 class Aliases(NamedTuple):
-    """Which versions bear the aliases, and which aliases another version is to get.
+    """Which versions have the aliases, and which aliases the run's version should get.
 
     Attributes:
-        challenger_number: The number of the version that bears the alias `challenger`, if one does.
+        challenger_number: The number of the version with the alias `challenger`, if there is one.
         champion_number: The number of the champion's version, if there is one.
-        due: The aliases that the version is to get and doesn't bear.
-        withheld: Why a person took the champion's alias from it, if the verdict would give it back.
+        due: The aliases that the run's version should get and doesn't have.
+        withheld: Why a person took the alias `champion` from this version, if the verdict would give it back.
     """
 
     challenger_number: int | None
@@ -92,8 +92,8 @@ class Aliases(NamedTuple):
 
 
 def compare_aliases(client: "MlflowClient", version: Version, verdict: Verdict) -> Aliases:
-    """Compare who bears the aliases with who is to: the newest version, and the last one that was promoted."""
-    # Of another version only the number counts, whole or not.
+    """Compare the versions that have the aliases with those that should: the newest one, and the last one promoted."""
+    # Only the number of another version counts; its files may be damaged.
     challenger_number, champion_number = (number_by_alias(client, alias) for alias in (CHALLENGER, CHAMPION))
     due = [CHALLENGER] if challenger_number is None or challenger_number < version.version else []
     withheld = None
@@ -105,9 +105,9 @@ def compare_aliases(client: "MlflowClient", version: Version, verdict: Verdict) 
 
 @task(name="register", cache_policy=NO_CACHE, **OF_THE_REGISTRY)
 def register_model(dataset: Dataset, training: Training, evaluation: Evaluation, verdict: Verdict) -> Registration:
-    """Register the model, unless a version with the same weights, data and code exists, and do as the gate said.
+    """Register the model, unless a version with the same weights, data and code exists, and carry out the verdict.
 
-    The alias `challenger` goes to a new version; `champion` moves if, and only if, the verdict is to promote.
+    The alias `challenger` goes to a new version. The alias `champion` moves only if the verdict is to promote.
     """
     client = connect()
     version = version_by_tags(client, identity(dataset, training))
@@ -137,7 +137,7 @@ def register_model(dataset: Dataset, training: Training, evaluation: Evaluation,
 
 
 def move(alias: str, before: int | None, after: Version, why: str, verdict: Verdict) -> AliasMove:
-    """A move of an alias that this run makes."""
+    """The record of an alias that this run moves."""
     return AliasMove(
         at=datetime.now(UTC),
         by=f"flow run {prefect.runtime.flow_run.id}" if prefect.runtime.flow_run.id else "a call without a run",
@@ -196,7 +196,7 @@ def _experiment(client: "MlflowClient") -> str:
     found = client.get_experiment_by_name(REGISTERED_MODEL)
     if found is not None:
         return str(found.experiment_id)
-    # A database alone would have its files below the current folder; a server has a place of its own.
+    # With a database, MLflow would put files below the current folder. A server has its own place for them.
     database = Settings().registry_database
     location = (database.parent / "artifacts").as_uri() if database else None
     return client.create_experiment(REGISTERED_MODEL, artifact_location=location)
@@ -216,5 +216,5 @@ def _write_mlflow_model(folder: Path, dataset: Dataset, training: Training) -> N
         input_example=images,
         pip_requirements=[f"{name}=={library_version(name)}" for name in ("keras", "numpy", "tensorflow")],
     )
-    # MLflow saved the model once more, with another date: what is registered are the bytes that were evaluated.
+    # MLflow has saved the model again, with another date inside. Register the bytes that were evaluated.
     shutil.copyfile(training.model.keras.path, folder.parent / MODEL_FILES["keras"])

@@ -1,4 +1,4 @@
-"""Report: draws the pictures of a model's evaluation; publish puts them on the run's page and into its folder."""
+"""Report: draw the pictures of a model's evaluation. Publish shows them on the run's page and in its folder."""
 
 from prefect import task
 from pydantic import TypeAdapter
@@ -23,9 +23,9 @@ def draw_report(
     rival: Evaluation | None,
     rival_robustness: Robustness | None,
 ) -> Report:
-    """Draw what there is to see of a model, and list its wrong predictions as CSV.
+    """Draw the pictures of a model, and list its wrong predictions as CSV.
 
-    If there is a champion to compare with, draw also what only one of the two has right.
+    If the model was compared with a champion, also draw the images that only one of the two has right.
     """
     probabilities = read_array(evaluation.probabilities)
     shown = Shown(

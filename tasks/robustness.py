@@ -1,4 +1,4 @@
-"""Robustness: accuracy on slices of the test set, and on test images changed in ways that a reader doesn't mind."""
+"""Robustness: accuracy on slices of the test set, and on changed test images that a person can still read."""
 
 from collections.abc import Callable, Iterator
 
@@ -17,7 +17,7 @@ from tasks.running.logs import run_logger
 
 Pixels = npt.NDArray[np.uint8]
 Measure = npt.NDArray[np.float64]
-INK = 127  # Of 255: brighter is ink.
+INK = 127  # A pixel brighter than this, of 255, is ink.
 
 
 @task(
@@ -25,7 +25,7 @@ INK = 127  # Of 255: brighter is ink.
     cache_policy=StepCache(libraries=("keras", "numpy", "scipy", "tensorflow")),
 )
 def measure_robustness(model: Model, dataset: Dataset) -> Robustness:
-    """Predict the test set and its changed copies, and count by digit, stroke, slant, size and change."""
+    """Predict the test set and changed copies of it, and count by digit, stroke, slant, size and change."""
     network = load_model(model)
     images, labels = read_array(dataset.x_test), load_test(dataset).y
 
@@ -58,7 +58,7 @@ def measure_robustness(model: Model, dataset: Dataset) -> Robustness:
 
 
 def count(kind: str, name: str, row: npt.NDArray[np.int8]) -> Slice:
-    """Count one slice: 1 where the prediction is right, 0 where it is wrong, -1 where the image isn't in it."""
+    """Count one slice. `row` has 1 for a right prediction, 0 for a wrong one, -1 for an image outside the slice."""
     from scipy.stats import binomtest
 
     n, n_right = int((row >= 0).sum()), int((row == 1).sum())
@@ -69,10 +69,10 @@ def count(kind: str, name: str, row: npt.NDArray[np.int8]) -> Slice:
 
 
 def slice_images(images: Pixels) -> Iterator[tuple[str, str, npt.NDArray[np.bool_]]]:
-    """Split images, uint8 of shape ``(n, height, width)``, into thirds by what is measured on them.
+    """Split images, uint8 of shape ``(n, height, width)``, into thirds by stroke width, slant and size.
 
     Yields:
-        The kind of the slice, its name, and which images are in it, of shape ``(n,)``.
+        The kind of the slice, its name, and which images are in it: bool of shape ``(n,)``.
     """
     measures: dict[str, tuple[Measure, tuple[str, str, str], str]] = {
         "stroke": (stroke_width(images), ("thin", "medium", "thick"), "px"),
@@ -88,18 +88,20 @@ def slice_images(images: Pixels) -> Iterator[tuple[str, str, npt.NDArray[np.bool
 
 
 def stroke_width(images: Pixels) -> Measure:
-    """Width of the strokes in pixels: in a long one, ink is a quarter of the width away from the edge on average."""
+    """Width of the strokes in pixels: four times the mean distance of ink from the edge, as in a long stroke."""
     from scipy.ndimage import distance_transform_edt
 
     widths = np.zeros(len(images))
     for n, ink in enumerate(images > INK):
         if ink.any():
-            widths[n] = 4 * (distance_transform_edt(ink)[ink].mean() - 0.5)  # from centre to centre, not to the edge
+            widths[n] = 4 * (
+                distance_transform_edt(ink)[ink].mean() - 0.5
+            )  # measured from centre to centre of pixels, not to the edge
     return widths
 
 
 def slant(images: Pixels) -> Measure:
-    """How far the digits lean to the right, in degrees, from the second moments of their ink."""
+    """How far the digits lean to the right, in degrees, computed from the second moments of their ink."""
     mass = images.astype(np.float64) + 1e-9
     total = mass.sum(axis=(1, 2))
     rows, columns = np.arange(images.shape[1]), np.arange(images.shape[2])

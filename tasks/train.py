@@ -1,4 +1,4 @@
-"""Train: fit a network to the training split, with a validation split held out of it; the test set is never read."""
+"""Train: fit a network to the training images, less a held-out validation split. It never reads the test set."""
 
 import time
 from typing import TYPE_CHECKING
@@ -36,17 +36,17 @@ def _arithmetic(dataset: Dataset, parameters: TrainParameters) -> dict[str, str]
     on_completion=[forget_checkpoint],
 )
 def train_model(dataset: Dataset, parameters: TrainParameters) -> Training:
-    """Fit the network; the same parameters give the same weights digest on the same kind of machine.
+    """Fit the network. The same parameters give the same weights digest on the same kind of machine.
 
-    A training whose process died goes on from its last validation, to the same weights.
+    A training whose process died continues from its last validation, and ends with the same weights.
 
     Raises:
-        DataError: Raised if the training images are too few to hold a validation split of all classes out of them.
+        DataError: Raised if there are too few training images for a validation split with all classes.
         ModelError: Raised if the training diverges.
     """
     keras = import_keras()
     train, validation = hold_out(load_train(dataset), parameters.validation_share)
-    keras.utils.clear_session()  # layers are numbered by process: the second model's would have other names
+    keras.utils.clear_session()  # Keras numbers layers per process: those of a second model would have other names
     precision = dtype_policy(parameters)
     started, cpu_started = time.perf_counter(), time.process_time()
     fitted = build(parameters.network, precision, parameters.seed)
@@ -57,7 +57,7 @@ def train_model(dataset: Dataset, parameters: TrainParameters) -> Training:
     history = fit(fitted, train, validation, parameters, Checkpoint(key), progress, teachers)
     fit_seconds, fit_cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started
 
-    # Whoever loads the model gets plain float32 arithmetic; the weights are float32 in either policy.
+    # A user who loads the model gets plain float32 arithmetic. The weights are float32 in both policies.
     model = build(parameters.network, "float32", parameters.seed)
     model.set_weights(fitted.get_weights())
     if parameters.average_shifts:
@@ -86,13 +86,13 @@ def train_model(dataset: Dataset, parameters: TrainParameters) -> Training:
 
 
 def hold_out(split: Split, share: float) -> tuple[Split, Split]:
-    """Split off a share of the images, the same in each class and in every run, to validate on.
+    """Hold out a share of the images to validate on: the same share of each class, and the same images in every run.
 
     Returns:
-        What remains to train on, and the validation split.
+        The images to train on, and the validation split.
 
     Raises:
-        DataError: Raised if there are too few images to hold some of each class out.
+        DataError: Raised if there are too few images to hold out some of each class.
     """
     from sklearn.model_selection import train_test_split
 
@@ -111,10 +111,10 @@ def hold_out(split: Split, share: float) -> tuple[Split, Split]:
 def fit_teachers(
     train: Split, validation: Split, parameters: TrainParameters, key: str | None, progress: Progress
 ) -> "list[keras.Model]":
-    """Fit the networks whose answers are to be learnt, by the labels; each has a checkpoint under the key.
+    """Fit the networks that teach the final one. Each of them has a checkpoint under the key.
 
-    Learning the mean answers of several networks is the distillation of Hinton et al., "Distilling the Knowledge in a
-    Neural Network", arXiv:1503.02531, here on images that are changed at random, of which no label is exact.
+    A network that learns the mean answers of several networks is distillation, as in Hinton et al., "Distilling the
+    Knowledge in a Neural Network", arXiv:1503.02531. Here the images are changed at random, so no label is exact.
     """
     teachers = []
     for n, seed in enumerate(np.random.SeedSequence(parameters.seed).generate_state(parameters.teachers).tolist()):

@@ -1,4 +1,4 @@
-"""Validate: the expectation suite that the data must meet before anything is trained on them."""
+"""Validate: check the data with an expectation suite before a network is trained on them."""
 
 import json
 from collections.abc import Mapping
@@ -20,25 +20,25 @@ if TYPE_CHECKING:
 
 
 class ExpectationError(MnistError):
-    """Raised if the data break an expectation of level error.
+    """Raised if the data break an expectation whose severity is "error".
 
     Attributes:
-        validation: The whole outcome, with its stored result and Data Docs.
+        validation: The outcome of all expectations, with the stored result and Data Docs.
     """
 
     validation: "Validation"
 
 
-# How many broken rows of an expectation are kept as samples; 60,000 would help nobody.
+# How many rows that break an expectation are kept as examples; nobody reads 60,000.
 N_SAMPLES = 10
-# How many broken expectations the error names; the Data Docs list all.
+# How many broken expectations the error message names; the Data Docs list all of them.
 N_NAMED = 3
 
 
 class ValidateParameters(BaseModel):
-    """The suite's bounds. The defaults fit MNIST alone; loosen them for data of your own in its shape.
+    """The bounds of the suite. The defaults fit only MNIST; loosen them for your own data of the same shape.
 
-    MNIST's figures in the descriptions were measured on its original files.
+    The figures for MNIST in the descriptions were measured on its original files.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -54,48 +54,49 @@ class ValidateParameters(BaseModel):
         default=0.12,
         ge=0,
         le=1,
-        description="Least mean intensity of a split, in 0–1; MNIST: train 0.1307, test 0.1325.",
+        description="Smallest mean intensity of a split, in 0–1. MNIST: train 0.1307, test 0.1325.",
     )
     pixel_mean_max: float = Field(
-        default=0.14, ge=0, le=1, description="Greatest mean intensity of a split, in 0–1; Fashion-MNIST has 0.286."
+        default=0.14, ge=0, le=1, description="Largest mean intensity of a split, in 0–1. Fashion-MNIST has 0.286."
     )
     blank_border_min: float = Field(
         default=0.98,
         ge=0,
         le=1,
-        description="Least share of images whose outermost pixels are blank; MNIST: train 0.986, test 0.989.",
+        description="Smallest share of images whose outermost pixels are blank. MNIST: train 0.986, test 0.989.",
     )
     class_share_min: float = Field(
-        default=0.08, ge=0, le=1, description="Least share of a class in its split; MNIST: 0.0892 (digit 5, test)."
+        default=0.08, ge=0, le=1, description="Smallest share of a class in its split. MNIST: 0.0892 (digit 5, test)."
     )
     class_share_max: float = Field(
-        default=0.13, ge=0, le=1, description="Greatest share of a class in its split; MNIST: 0.1135 (digit 1, test)."
+        default=0.13, ge=0, le=1, description="Largest share of a class in its split. MNIST: 0.1135 (digit 1, test)."
     )
     agreement_min: float = Field(
         default=0.75,
         ge=0,
         le=1,
-        description="Least share of labels that the nearest class mean agrees with; MNIST: train 0.808, test 0.820, "
+        description="Smallest share of labels that the nearest class mean agrees with. MNIST: train 0.808, test 0.820; "
         "with shuffled labels 0.1.",
     )
     mnist_agreement_min: float = Field(
         default=0.7,
         ge=0,
         le=1,
-        description="Least share of labels that the nearest of MNIST's own class means agrees with, at 7×7 pixels; "
+        description="Smallest share of labels that the nearest of MNIST's own class means agrees with, at 7×7 pixels. "
         "MNIST: train 0.772, test 0.781; mirrored 0.45, transposed 0.14, with 4 and 9 exchanged 0.65.",
     )
     duplicates_max: float = Field(
         default=0.001,
         ge=0,
         le=1,
-        description="Greatest share of images that repeat an earlier one of their split; any is a warning. MNIST: 0.",
+        description="Largest share of images that repeat an earlier image of their split. A single one is a warning. "
+        "MNIST: 0.",
     )
     leakage_max: float = Field(
         default=0.001,
         ge=0,
         le=1,
-        description="Greatest share of test images that also stand in train; any is a warning. MNIST: 0.",
+        description="Largest share of test images that are also training images. A single one is a warning. MNIST: 0.",
     )
 
     @model_validator(mode="after")
@@ -105,20 +106,20 @@ class ValidateParameters(BaseModel):
                 raise ValueError(f"`{name}_min` is greater than `{name}_max`")
         if not self.class_share_min <= 1 / N_CLASSES <= self.class_share_max:
             raise ValueError(
-                "the shares of ten classes are 0.1 on average: `class_share_min` and `_max` leave that out"
+                "the shares of ten classes are 0.1 on average, which `class_share_min` and `class_share_max` exclude"
             )
         return self
 
 
 @task(name="validate", cache_policy=StepCache(libraries=("great-expectations", "numpy", "pandas")))
 def validate_data(dataset: Dataset, parameters: ValidateParameters) -> Validation:
-    """Check both splits, as train and evaluate will consume them, against the suite.
+    """Check both splits with the suite, as the same arrays that train and evaluate use.
 
     Returns:
-        The outcome of each expectation; GX's results and Data Docs lie in the store.
+        The outcome of each expectation. GX's results and Data Docs are in the store.
 
     Raises:
-        ExpectationError: Raised if the data break an expectation of level error.
+        ExpectationError: Raised if the data break an expectation whose severity is "error".
     """
     train, test = load_train(dataset), load_test(dataset)
     means = class_means(train)
@@ -151,14 +152,14 @@ def validate_data(dataset: Dataset, parameters: ValidateParameters) -> Validatio
 
 
 def image_expectations(split: Literal["train", "test"], parameters: ValidateParameters) -> list[Any]:
-    """What is expected of a split's table of images: GX's expectations, the plainest faults first."""
+    """GX's expectations about a split's table of images, the simplest faults first."""
     n = parameters.n_train if split == "train" else parameters.n_test
     expectations = [
         *_whole_table(n),
         *_label_and_shape(parameters),
         *_pixel_values(parameters),
         *_agreement(parameters),
-        *_rare("is_duplicate", parameters.duplicates_max, "repeats an earlier one of the split"),
+        *_rare("is_duplicate", parameters.duplicates_max, "repeats an earlier image of the split"),
     ]
     if split == "test":
         expectations += _rare("in_train", parameters.leakage_max, "also stands in train")
@@ -166,7 +167,7 @@ def image_expectations(split: Literal["train", "test"], parameters: ValidatePara
 
 
 def _whole_table(n: int) -> list[Any]:
-    """Expect as many images and labels as there should be."""
+    """Expect the right number of images and labels."""
     import great_expectations.expectations as gxe
 
     return [
@@ -195,7 +196,7 @@ def _label_and_shape(parameters: ValidateParameters) -> list[Any]:
             column="width", value_set=[p.width], description=f"Each image is {p.width} pixels wide."
         ),
         gxe.ExpectColumnValuesToBeInSet(
-            column="channels", value_set=[1], description="Each image has one channel: it is grey."
+            column="channels", value_set=[1], description="Each image has one channel, so it is grey."
         ),
         gxe.ExpectColumnValuesToBeInSet(
             column="dtype", value_set=[p.dtype], description=f"Raw pixels are stored as {p.dtype}."
@@ -213,14 +214,14 @@ def _pixel_values(parameters: ValidateParameters) -> list[Any]:
             column="n_not_finite", value_set=[0], description="No pixel is NaN or infinite."
         ),
         gxe.ExpectColumnValuesToBeBetween(
-            column="pixel_min", min_value=0, max_value=1, description="The darkest pixel, once scaled, lies in 0–1."
+            column="pixel_min", min_value=0, max_value=1, description="The darkest pixel, after scaling, is in 0–1."
         ),
         gxe.ExpectColumnValuesToBeBetween(
             column="pixel_max",
             min_value=0,
             strict_min=True,
             max_value=1,
-            description="The brightest pixel, once scaled, lies in 0–1 and isn't 0: no image is blank.",
+            description="The brightest pixel, after scaling, is in 0–1 and isn't 0: no image is blank.",
         ),
         gxe.ExpectColumnValuesToBeBetween(
             column="pixel_range",
@@ -232,20 +233,20 @@ def _pixel_values(parameters: ValidateParameters) -> list[Any]:
             column="pixel_mean",
             min_value=p.pixel_mean_min,
             max_value=p.pixel_mean_max,
-            description=f"The mean intensity lies in {p.pixel_mean_min}–{p.pixel_mean_max}, near MNIST's 0.13.",
+            description=f"The mean intensity is in {p.pixel_mean_min}–{p.pixel_mean_max}, near MNIST's 0.13.",
         ),
         gxe.ExpectColumnValuesToBeBetween(
             column="border_max",
             max_value=0,
             mostly=p.blank_border_min,
-            description=f"The outermost pixels are blank in a share of at least {p.blank_border_min}: "
+            description=f"The outermost pixels are blank in at least a share of {p.blank_border_min} of the images: "
             "digits are centred, light on dark.",
         ),
     ]
 
 
 def _agreement(parameters: ValidateParameters) -> list[Any]:
-    """Expect labels that say what is on the images."""
+    """Expect labels that match their images."""
     import great_expectations.expectations as gxe
 
     p = parameters
@@ -253,20 +254,20 @@ def _agreement(parameters: ValidateParameters) -> list[Any]:
         gxe.ExpectColumnMeanToBeBetween(
             column="agrees",
             min_value=p.agreement_min,
-            description=f"The nearest class mean of train agrees with a share of at least {p.agreement_min} of labels: "
-            "they aren't shuffled.",
+            description=f"The nearest class mean of train agrees with a share of at least {p.agreement_min} of the "
+            "labels: they aren't shuffled.",
         ),
         gxe.ExpectColumnMeanToBeBetween(
             column="agrees_with_mnist",
             min_value=p.mnist_agreement_min,
-            description=f"MNIST's own nearest class mean agrees with a share of at least {p.mnist_agreement_min} "
-            "of labels: the images are MNIST's digits, upright, and called what they are.",
+            description="The nearest of MNIST's own class means agrees with a share of at least "
+            f"{p.mnist_agreement_min} of the labels: the images are MNIST's digits, upright, with their own labels.",
         ),
     ]
 
 
 def _rare(column: str, share_max: float, what: str) -> list[Any]:
-    """Expect a flag to be rare, and warn if it is set at all."""
+    """Expect a flag to be rare, and warn if it is set even once."""
     import great_expectations.expectations as gxe
 
     return [
@@ -283,7 +284,7 @@ def _rare(column: str, share_max: float, what: str) -> list[Any]:
 
 
 def class_expectations(parameters: ValidateParameters) -> list[Any]:
-    """What is expected of a split's table of classes: GX's expectations."""
+    """GX's expectations about a split's table of classes."""
     import great_expectations.expectations as gxe
 
     p = parameters
@@ -302,10 +303,10 @@ def run_suites(suites: Mapping[str, tuple["pd.DataFrame", list[Any]]]) -> list[d
     """Let GX check each table against its expectations.
 
     Args:
-        suites: Table and expectations by the suite's name.
+        suites: The table and its expectations, by the name of the suite.
 
     Returns:
-        GX's validation results as JSON, without its clock times, so that equal data give equal results.
+        GX's validation results as JSON, without its time stamps, so that equal data give equal results.
     """
     import great_expectations as gx
     from great_expectations.data_context.types.base import DataContextConfig, InMemoryStoreBackendDefaults
@@ -328,14 +329,16 @@ def run_suites(suites: Mapping[str, tuple["pd.DataFrame", list[Any]]]) -> list[d
             gx.ExpectationSuite(name, expectations=expectations),
             result_format={"result_format": "SUMMARY", "partial_unexpected_count": N_SAMPLES},
         )
-        result = json.loads(json.dumps(validated.to_json_dict(), allow_nan=False))  # rid of NumPy's numbers
+        result = json.loads(
+            json.dumps(validated.to_json_dict(), allow_nan=False)
+        )  # turns NumPy's numbers into Python's
         result["meta"] = {"great_expectations_version": gx.__version__}
         results.append(result)
     return results
 
 
 def outcome(table: str, result: Mapping[str, Any]) -> Outcome:
-    """Put one of GX's expectation results, as JSON, into a record."""
+    """Make a record of one of GX's expectation results, which is JSON."""
     config, figures = result["expectation_config"], result["result"]
     if "unexpected_count" in figures:
         observed = f"{figures['unexpected_count']:,} of {figures['element_count']:,} rows unexpected"
@@ -343,7 +346,7 @@ def outcome(table: str, result: Mapping[str, Any]) -> Outcome:
         if values:
             observed += f", e.g. {', '.join(values)}"
     else:
-        observed = _text(figures.get("observed_value"))  # none if GX itself failed
+        observed = _text(figures.get("observed_value"))  # is missing if GX itself failed
     return Outcome(
         table=table,
         expectation=config["type"],
@@ -365,7 +368,7 @@ def _text(value: Any) -> str:
 
 
 def describe(failures: list[Outcome]) -> str:
-    """Say in one line what the data break, and what to do."""
+    """Say in one line which expectations the data break, and what to do."""
     named = []
     for failure in failures[:N_NAMED]:
         column = f", column {failure.column}" if failure.column else ""
@@ -376,5 +379,5 @@ def describe(failures: list[Outcome]) -> str:
     more = f"; and {len(failures) - N_NAMED} more" if len(failures) > N_NAMED else ""
     return (
         f"the data don't pass validation: {'; '.join(named)}{more}. "
-        "Mend the data or, if they are as they should be, loosen the bounds (--validate.…)"
+        "Correct the data or, if they are right, loosen the bounds (--validate.…)"
     )

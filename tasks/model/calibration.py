@@ -1,4 +1,4 @@
-"""Calibration: makes a model as sure as it is right."""
+"""Calibration: make a model's confidence equal to its accuracy."""
 
 import math
 from typing import TYPE_CHECKING
@@ -22,14 +22,14 @@ def normalize(probabilities: Probabilities) -> npt.NDArray[np.float64]:
 
 
 def fit_temperature(y_true: Labels, probabilities: Probabilities) -> float:
-    """The number to divide the logits by so that confidence is accuracy on the validation split, in 0.1–10.
+    """Find the temperature, in 0.1–10, by which the logits are divided so that confidence equals accuracy.
 
-    Temperature scaling of Guo et al., "On Calibration of Modern Neural Networks", arXiv:1706.04599: it has the least
-    cross-entropy, and changes no prediction.
+    This is temperature scaling after Guo et al., "On Calibration of Modern Neural Networks", arXiv:1706.04599. The
+    temperature gives the smallest cross-entropy, and changes no prediction.
 
     Args:
         y_true: Labels of the validation split, of shape ``(n,)``.
-        probabilities: The model's softmax outputs for it, of shape ``(n, 10)``.
+        probabilities: The model's softmax outputs for that split, of shape ``(n, 10)``.
     """
     from scipy.optimize import minimize_scalar
 
@@ -41,7 +41,7 @@ def fit_temperature(y_true: Labels, probabilities: Probabilities) -> float:
 
 
 def apply_temperature(probabilities: npt.NDArray[np.float32], temperature: float) -> npt.NDArray[np.float64]:
-    """The probabilities, of shape ``(n, 10)``, that a model's logits divided by the temperature give."""
+    """Probabilities of shape ``(n, 10)`` as if the model's logits were divided by the temperature."""
     from scipy.special import softmax
 
     scaled: npt.NDArray[np.float64] = softmax(
@@ -51,6 +51,6 @@ def apply_temperature(probabilities: npt.NDArray[np.float32], temperature: float
 
 
 def divide_logits(model: "keras.Model", temperature: float) -> None:
-    """Divide the last layer's weights by the temperature: whoever loads the model gets calibrated probabilities."""
+    """Divide the last layer's weights by the temperature, so that the saved model gives calibrated probabilities."""
     last = model.layers[-1]
     last.set_weights([weight / np.float32(temperature) for weight in last.get_weights()])

@@ -1,4 +1,4 @@
-"""Checkpoint: all that decides how a training goes on, kept so that a killed one ends with the same weights."""
+"""Checkpoint: keep everything that a training needs to continue after a kill and end with the same weights."""
 
 import os
 import shutil
@@ -25,14 +25,14 @@ HISTORY = TypeAdapter(tuple[Epoch, ...])
 
 
 class Checkpoint:
-    """The state of a training after its last validation, in a file that is there whole or not at all.
+    """The state of a training after its last validation, in a file that is complete or absent.
 
-    It holds every variable of the model (weights, and where dropout's generators are) and of the optimizer (moments,
-    and the step, from which learning rate and batches follow), and the history.
+    The file has every variable of the model (the weights, and the states of dropout's generators) and of the optimizer
+    (the moments and the step, which decides the learning rate and the batches), and the history.
     """
 
     def __init__(self, key: str | None, network: str = "training"):
-        """Keep the checkpoint of a network under the cache key of its step; without one, keep none."""
+        """Keep the checkpoint of a network under the cache key of its step. Without a key, keep none."""
         self._file = _folder(key) / f"{network}.npz" if key else None
 
     def save(self, model: "keras.Model", history: list[Epoch]) -> None:
@@ -56,7 +56,7 @@ class Checkpoint:
         """Bring a compiled model into the state of the checkpoint.
 
         Returns:
-            The history so far; empty if there is no checkpoint, or none that can be read.
+            The history so far. Empty if there is no checkpoint, or none that can be read.
         """
         if self._file is None or not self._file.exists():
             return ()
@@ -65,8 +65,10 @@ class Checkpoint:
             with np.load(self._file, allow_pickle=False) as arrays:
                 values = [arrays[f"{n}"] for n in range(len(variables))]
                 history = HISTORY.validate_json(arrays["history"].tobytes())
-        except Exception as error:  # a bit that flipped in a zip file makes for any: it may look encrypted, or huge
-            run_logger().warning(f"{self._file} can't be read ({error}); training starts anew")
+        except (
+            Exception
+        ) as error:  # a flipped bit in a zip file can cause any error: the file may look encrypted, or huge
+            run_logger().warning(f"{self._file} can't be read ({error}); training starts again from the beginning")
             return ()
         for variable, value in zip(variables, values, strict=True):
             variable.assign(value)
@@ -83,7 +85,7 @@ def _folder(key: str) -> Path:
 
 
 def forget_checkpoint(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> None:
-    """Delete the checkpoint of a training that has its result; a hook of the task."""
+    """Delete the checkpoint of a training that is complete. This is a hook of the task."""
     del task, task_run
     if isinstance(state.data, ResultRecord) and state.data.metadata.storage_key:
         shutil.rmtree(_folder(Path(state.data.metadata.storage_key).name), ignore_errors=True)

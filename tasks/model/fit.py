@@ -1,4 +1,4 @@
-"""The fit: builds a network and trains it, batch by batch."""
+"""The fit: build a network, and train it batch by batch."""
 
 import math
 import random
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 
 def build(network: str, policy: str, seed: int) -> "keras.Model":
-    """Build a network whose layers compute by a dtype policy; its weights are float32 in any case.
+    """Build a network whose layers compute by a dtype policy. Its weights are float32 in any case.
 
-    Its first weights and what it drops out are functions of the seed: those that `keras.utils.set_random_seed` gives.
-    That seeds Python's one generator for the process, from which Prefect's threads draw as well, at any moment.
+    The seed decides the first weights and the dropout, as `keras.utils.set_random_seed` would. That function isn't
+    used, because it seeds Python's generator of the whole process, and Prefect's threads draw from it too.
     """
     import keras
 
@@ -52,11 +52,11 @@ def _fill_in_seeds(config: Any, seeds: random.Random) -> Any:
 
 
 class Schedule(NamedTuple):
-    """How a training is divided. Keras calls an epoch what ends with a validation: here that is a part.
+    """How a training is divided into parts. A part ends with a validation; Keras calls it an epoch.
 
     Attributes:
-        n_parts: Parts, each of which ends with a look at the validation split.
-        steps_per_part: Steps of a part.
+        n_parts: The number of parts.
+        steps_per_part: The number of steps in a part.
     """
 
     n_parts: int
@@ -64,12 +64,12 @@ class Schedule(NamedTuple):
 
     @property
     def n_steps(self) -> int:
-        """Steps of the whole training."""
+        """The number of steps of the whole training."""
         return self.n_parts * self.steps_per_part
 
 
 def schedule(n_train: int, parameters: TrainParameters) -> Schedule:
-    """Divide a training on `n_train` images."""
+    """Divide a training on `n_train` images into parts."""
     n_steps = max(1, round(max(1, n_train // parameters.batch_size) * parameters.epochs))
     n_parts = min(max(1, round(parameters.validations_per_epoch * parameters.epochs)), n_steps)
     return Schedule(n_parts, n_steps // n_parts)
@@ -84,22 +84,22 @@ def fit(
     progress: Progress,
     teachers: "Sequence[keras.Model]" = (),
 ) -> tuple[Epoch, ...]:
-    """Fit the model in place, from the checkpoint on if there is one.
+    """Fit the model in place. If there is a checkpoint, continue from it.
 
     Args:
-        model: The network; it is compiled here.
-        train: What it learns.
-        validation: What it is looked at with.
+        model: The network. It is compiled here.
+        train: The images and labels to learn.
+        validation: The images and labels to validate on.
         parameters: The recipe.
-        checkpoint: Where the state after each validation is kept.
-        progress: Of the step, of which this is the next part.
-        teachers: Networks whose mean answers it learns instead of the labels.
+        checkpoint: Keeps the state after each validation.
+        progress: Shows the progress of the step. This fit is the step's next part.
+        teachers: Networks whose mean answers are learnt instead of the labels.
 
     Returns:
-        The history, a record each time that the validation split was looked at.
+        The history, one record per validation.
 
     Raises:
-        ModelError: Raised at the first validation after the training has diverged; no checkpoint holds what it became.
+        ModelError: Raised at the first validation after the training has diverged. No checkpoint of that state is kept.
     """
     import keras
 
@@ -117,7 +117,7 @@ def fit(
     )
     history = list(checkpoint.restore(model))
     if history:
-        log.info(f"{which}going on from epoch {history[-1].epoch:.2f}, which an earlier process got to")
+        log.info(f"{which}going on from epoch {history[-1].epoch:.2f}, where an earlier process ended")
     if len(history) < plan.n_parts:
         model.fit(
             batches(train, parameters, teachers, skip=len(history) * plan.steps_per_part),
@@ -127,7 +127,7 @@ def fit(
             validation_data=(validation.x, one_hot(validation.y)),
             validation_batch_size=500,
             callbacks=[keep_history(history, plan, parameters, checkpoint, progress, which)],
-            shuffle=False,  # `batches` did
+            shuffle=False,  # `batches` shuffles
             verbose=0,
         )
     return tuple(history)
@@ -144,12 +144,12 @@ def keep_history(
     """A callback that extends the history and the checkpoint at each validation, and shows the progress.
 
     Args:
-        history: The history so far, which is extended.
+        history: The history so far. The callback extends it.
         plan: How the training is divided.
         parameters: The recipe.
-        checkpoint: Where the state after each validation is kept.
-        progress: Of the step.
-        which: What to put before a message, e.g. ``network 2 of 4: ``.
+        checkpoint: Keeps the state after each validation.
+        progress: Shows the progress of the step.
+        which: The beginning of each message, e.g. ``network 2 of 4: ``.
     """
     import keras
 
@@ -173,7 +173,7 @@ def keep_history(
             if not (math.isfinite(logs["loss"]) and math.isfinite(logs["val_loss"])):
                 raise ModelError(
                     f"the training diverged at --train.learning_rate {parameters.learning_rate:g}: "
-                    "its loss is no number; lower it"
+                    "the loss is not a number; choose a lower learning rate"
                 )
             now = time.perf_counter()
             record = Epoch(
@@ -194,7 +194,7 @@ def keep_history(
 
 
 def describe_last(history: Sequence[Epoch], plan: Schedule, parameters: TrainParameters) -> str:
-    """The last line of the history in words, and about how many seconds are left."""
+    """The last record of the history in words, and about how many seconds are left."""
     last = history[-1]
     left = (plan.n_parts - len(history)) * sum(past.seconds for past in history) / len(history)
     return (
@@ -215,7 +215,7 @@ def learning_rate(parameters: TrainParameters, n_steps: int) -> Any:
 
 
 def adam(parameters: TrainParameters, learning_rate: Any) -> "keras.optimizers.Adam":
-    """Keras's Adam, as the kernel that TensorFlow has for it: one pass over the weights instead of a dozen."""
+    """Keras's Adam by TensorFlow's own kernel, which passes over the weights once instead of a dozen times."""
     import keras
     import tensorflow as tf
 
@@ -240,17 +240,17 @@ def adam(parameters: TrainParameters, learning_rate: Any) -> "keras.optimizers.A
 
 
 def batches(train: Split, parameters: TrainParameters, teachers: "Sequence[keras.Model]" = (), skip: int = 0) -> Any:
-    """The batches of a training in their order, which is a function of the seed and the epoch alone.
+    """The batches of a training in their order. Only the seed and the epoch decide the order.
 
     Args:
         train: The images and labels.
-        parameters: Of these, the batch size, the epochs, the seed, the changes and the smoothing.
-        teachers: Networks whose mean answers to the changed images take the place of the labels.
-        skip: Batches to leave out at the beginning.
+        parameters: The batch size, the epochs, the seed, the changes and the smoothing are used.
+        teachers: Networks whose mean answers to the changed images replace the labels.
+        skip: The number of batches to leave out at the beginning.
 
     Returns:
-        A `tf.data.Dataset` of images, float32 of shape ``(batch_size, height, width, 1)``, and what is to be learnt,
-        float32 of shape ``(batch_size, 10)``. The images lie in memory once, and the batches gather them.
+        A `tf.data.Dataset` of images, float32 of shape ``(batch_size, height, width, 1)``, and targets, float32 of
+        shape ``(batch_size, 10)``. The images are in memory once, and each batch gathers its own.
     """
     import tensorflow as tf
 
@@ -283,8 +283,8 @@ def change(images: Any, strength: float, seed: list[Any]) -> Any:
 
     Args:
         images: float32 of shape ``(n, height, width, 1)``.
-        strength: What the bounds are multiplied by.
-        seed: Two integers, of which the changes are a function.
+        strength: The factor for these bounds.
+        seed: Two integers that decide the changes.
     """
     import tensorflow as tf
 
@@ -297,7 +297,7 @@ def change(images: Any, strength: float, seed: list[Any]) -> Any:
     cos, sin = tf.cos(angle), tf.sin(angle)
     a, b = cos * (1 + x_scale), (cos * slant - sin) * (1 + y_scale)
     c, d = sin * (1 + x_scale), (sin * slant + cos) * (1 + y_scale)
-    # Each pixel comes from (a x + b y + e, c x + d y + f); the middle stays where it is, but for the shift.
+    # Each pixel comes from (a x + b y + e, c x + d y + f). Without the shift, the middle stays where it is.
     x, y = tf.cast(width - 1, tf.float32) / 2, tf.cast(height - 1, tf.float32) / 2
     e, f, zero = x - a * x - b * y + x_shift, y - c * x - d * y + y_shift, tf.zeros(n)
     return tf.raw_ops.ImageProjectiveTransformV3(
@@ -318,7 +318,7 @@ def one_hot(labels: Labels) -> npt.NDArray[np.float32]:
 def one_cycle(step: Any, n_steps: int) -> Any:
     """The learning rate at a step, as a share of its peak.
 
-    It rises from a tenth to the peak in the first fifth of the steps, and falls to a hundredth at the end, after Smith
+    It rises from a tenth to the peak in the first fifth of the steps, and falls to a hundredth at the end. After Smith
     and Topin, "Super-Convergence", arXiv:1708.07120.
     """
     import keras

@@ -1,4 +1,4 @@
-"""The networks. To add one, write a function here and decorate it: `--train.network` takes its name."""
+"""The networks. To add one, write a function here and decorate it. `--train.network` then knows its name."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -12,11 +12,11 @@ NETWORKS: dict[str, Builder] = {}
 
 
 def network(builder: Builder) -> Builder:
-    """Make a builder known under its own name.
+    """Register a function that builds a network, under the function's name.
 
-    It is a Sequential or functional model, as it is built again from its configuration, with seeds. It takes images of
-    shape ``(28, 28, 1)`` in 0–1 to 10 probabilities. Its last layer is a Dense one with softmax: the temperature goes
-    into its weights, and its input is what the explanations call the features of an image.
+    The network must be a Sequential or functional model, because it is built again from its configuration, with seeds.
+    It maps images of shape ``(28, 28, 1)`` in 0–1 to 10 probabilities. Its last layer must be a Dense layer with
+    softmax. The temperature goes into that layer's weights, and the layer's input is called the features of an image.
     """
     NETWORKS[builder.__name__] = builder
     return builder
@@ -24,7 +24,7 @@ def network(builder: Builder) -> Builder:
 
 @network
 def baseline() -> "keras.Model":
-    """The seed's network, 3,156,098 parameters, from the Keras tutorial notebook "CNN on MNIST" of 2020."""
+    """The notebook's network, with 3,156,098 parameters, from the Keras tutorial notebook "CNN on MNIST" of 2020."""
     import keras
 
     return keras.Sequential(
@@ -32,7 +32,7 @@ def baseline() -> "keras.Model":
             keras.Input((28, 28, 1)),
             keras.layers.Conv2D(32, 5, padding="same"),
             keras.layers.MaxPooling2D(2),
-            keras.layers.ReLU(),  # after the pooling: of a quarter as many numbers, with the same result
+            keras.layers.ReLU(),  # after the pooling, which gives the same result from a quarter as many numbers
             keras.layers.Conv2D(64, 2, padding="same"),
             keras.layers.MaxPooling2D(2),
             keras.layers.ReLU(),
@@ -47,7 +47,7 @@ def baseline() -> "keras.Model":
 
 @network
 def compact() -> "keras.Model":
-    """A small network with batch normalisation, made to be trained on changed images: 158,338 parameters."""
+    """A small network with batch normalisation, to be trained on changed images. It has 158,338 parameters."""
     import keras
 
     def convolution(filters: int, size: int, padding: str, pool: bool = False) -> "list[keras.Layer]":
@@ -74,10 +74,10 @@ def compact() -> "keras.Model":
 
 
 def average_shifts(model: "keras.Model") -> "keras.Model":
-    """The network of the same weights that averages the features of an image and of its four shifts by a pixel.
+    """A network with the same weights that averages the features of an image and of its four shifts by a pixel.
 
     Pooling makes a network sensitive to shifts (Zhang, "Making Convolutional Networks Shift-Invariant Again",
-    arXiv:1904.11486). The last layer's logits are linear in the features, so they are averaged as well.
+    arXiv:1904.11486). The logits of the last layer are linear in the features, so they are averaged too.
     """
     import keras
 

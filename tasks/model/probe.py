@@ -1,6 +1,6 @@
-"""Loads a saved model as a stranger would: alone in a fresh interpreter, without this project and without a network.
+"""The probe: load a saved model alone in a fresh interpreter, without this project and without a network.
 
-Run as ``python -I probe.py model.keras images.npy probabilities.npy``; prints what it measured as JSON.
+Run as ``python -I probe.py model.keras images.npy probabilities.npy``. It prints its measurements as JSON.
 """
 
 import json
@@ -37,7 +37,7 @@ def main() -> None:
 
 
 def median_seconds(call: Callable[[], object], times: int) -> float:
-    """The median wall time of a call, in seconds, after one that isn't counted."""
+    """The median wall time of a call, in seconds. The first call isn't counted."""
     call()
     seconds = []
     for _ in range(times):
@@ -48,7 +48,7 @@ def median_seconds(call: Callable[[], object], times: int) -> float:
 
 
 def refuse_network(event: str, arguments: tuple[object, ...]) -> None:
-    """An audit hook: a model that needs a network to load isn't whole."""
+    """An audit hook that forbids the network: a model that needs one to load is incomplete."""
     if event in ("socket.connect", "socket.getaddrinfo"):
         raise PermissionError(f"the model tried to reach a network: {arguments[-1]}")
 

@@ -1,4 +1,4 @@
-"""The recipe: what is trained and how, and the presets."""
+"""The recipe: what is trained, how it is trained, and the presets."""
 
 from typing import Annotated, Any, Literal
 
@@ -14,7 +14,7 @@ def _known_network(name: str) -> str:
     return name
 
 
-# Where a preset says nothing, it is as `fast`, whose values are the defaults.
+# A preset names only what differs from `fast`, whose values are the defaults.
 PRESETS: dict[str, dict[str, Any]] = {
     "fast": {},
     "seed": {
@@ -43,69 +43,77 @@ PRESETS["distilled"] = PRESETS["compact"] | {"teachers": 3, "average_shifts": Tr
 
 
 def _without_defaults(schema: dict[str, Any]) -> None:
-    # A form sends the defaults that it shows, and what is sent outweighs the preset.
+    # A form sends the defaults that it shows, and a value that is sent outweighs the preset.
     for name, field in schema["properties"].items():
         if name != "preset":
             field.pop("default", None)
 
 
 class TrainParameters(BaseModel):
-    """What is trained, and how: a preset, and what is to be otherwise. benchmarks/LOG.md tells how they came about."""
+    """What is trained and how: a preset, and the parameters that differ from it. benchmarks/LOG.md has their origin."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", json_schema_extra=_without_defaults)
 
     preset: Literal["fast", "seed", "compact", "distilled"] = Field(
-        default="fast", description="The recipe, which fills in what isn't given."
+        default="fast", description="The recipe. It fills in the parameters that aren't given."
     )
     network: Annotated[str, AfterValidator(_known_network)] = Field(
         default="baseline",
-        description="The network's name, a function of tasks/networks.py.",
+        description="The network's name: a function in tasks/model/networks.py.",
         json_schema_extra={"enum": list(NETWORKS)},
     )
     epochs: float = Field(
-        default=1.125, ge=0.01, le=1000, description="Passes over the training images; a part of one will do."
+        default=1.125, ge=0.01, le=1000, description="Passes over the training images. A part of a pass is allowed."
     )
-    batch_size: int = Field(default=192, ge=1, le=10_000, description="Images a step; a rest of an epoch is left out.")
+    batch_size: int = Field(
+        default=192,
+        ge=1,
+        le=10_000,
+        description="Images per step. The rest of an epoch that doesn't fill a step is left out.",
+    )
     schedule: Literal["one-cycle", "constant"] = Field(
-        default="one-cycle", description="The learning rate rises to a peak and falls to nearly nothing, or stays."
+        default="one-cycle",
+        description="`one-cycle`: the learning rate rises to a peak and falls to nearly nothing. `constant`: it stays.",
     )
     learning_rate: float = Field(default=8e-3, gt=0, le=1, description="Adam's learning rate, at its peak.")
-    beta_1: float = Field(default=0.8, ge=0, lt=1, description="How much Adam's mean of the gradients remembers.")
-    beta_2: float = Field(default=0.95, ge=0, lt=1, description="How much its mean of their squares remembers.")
+    beta_1: float = Field(default=0.8, ge=0, lt=1, description="Decay rate of Adam's mean of the gradients.")
+    beta_2: float = Field(default=0.95, ge=0, lt=1, description="Decay rate of Adam's mean of the squared gradients.")
     label_smoothing: float = Field(
         default=0.05,
         ge=0,
         lt=1,
-        description="Share of a label's weight that is spread over all classes; teachers' answers stay as they are.",
+        description="Share of a label's weight that is spread over all classes. Answers of teachers stay as they are.",
     )
     augmentation: float = Field(
         default=0.0,
         ge=0,
         le=3,
-        description="How much images are changed at random: 1 turns them by up to 10 degrees, and scales, slants and "
-        "shifts them as much as people do; 0 leaves them as they are.",
+        description="How much images are changed at random. 1 turns them by up to 10 degrees, and scales, slants and "
+        "shifts them as much as people do. 0 leaves them as they are.",
     )
     teachers: int = Field(
         default=0,
         ge=0,
         le=20,
-        description="Networks that are trained first; the network then learns their mean answers, not the labels.",
+        description="Networks that are trained first. The network then learns their mean answers, not the labels.",
     )
     average_shifts: bool = Field(
         default=False,
-        description="Whether the finished network averages what it sees of an image and of its shifts by a pixel, for "
-        "five times the arithmetic.",
+        description="Whether the finished network averages over an image and its shifts by a pixel, for five times the "
+        "arithmetic.",
     )
     validations_per_epoch: int = Field(
-        default=2, ge=1, le=100, description="How often in an epoch the validation split is looked at."
+        default=2, ge=1, le=100, description="How often per epoch the network is validated."
     )
     precision: Literal["auto", "bfloat16", "float32"] = Field(
-        default="auto", description="Arithmetic of the fit; `auto`: bfloat16 where the processor has it."
+        default="auto", description="Arithmetic of the fit. `auto`: bfloat16 if the processor has it, else float32."
     )
     validation_share: float = Field(
-        default=1 / 12, gt=0, lt=1, description="Share of the training images held out to validate on."
+        default=1 / 12, gt=0, lt=1, description="Share of the training images that is held out to validate on."
     )
-    seed: int = Field(default=0, ge=0, lt=2**32, description="Seed of the weights and of all that is random.")
+    seed: int = Field(
+        default=0, ge=0, lt=2**32, description="Seed of the weights and of everything else that is random."
+    )
 
     @model_validator(mode="before")
     @classmethod

@@ -1,4 +1,4 @@
-"""Saved models: loading a stored model, and the digest of its weights."""
+"""Saved models: load a stored model, and digest its weights."""
 
 import hashlib
 import logging
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 
 def import_keras() -> ModuleType:
-    """Import Keras, with oneDNN's kernels, and without what TensorFlow's C++ part prints at its start.
+    """Import Keras with oneDNN's kernels, and hide what TensorFlow's C++ code prints while it starts.
 
-    TensorFlow leaves oneDNN off where there is no AVX-512, though a fit takes 0.6 times the CPU seconds with it there.
-    The printing has no switch.
+    TensorFlow leaves oneDNN off on processors without AVX-512, although a fit with oneDNN takes 0.6 times the CPU
+    seconds there. No option of TensorFlow's turns off what it prints.
     """
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-    logging.getLogger("absl").setLevel(logging.ERROR)  # Keras warns there that the seed's .h5 is a legacy format
-    # TensorFlow warns of each shape that it hasn't seen, which the last batch of any data of one's own has.
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Keras warns there that .h5 is a legacy format
+    # TensorFlow warns of each new shape, and the last batch of a user's own data often has one.
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     with tempfile.TemporaryFile() as chatter:
         stderr = os.dup(2)
@@ -33,7 +33,7 @@ def import_keras() -> ModuleType:
             import keras
             import tensorflow
 
-            tensorflow.config.list_logical_devices()  # looks for a GPU, and says that there is none
+            tensorflow.config.list_logical_devices()  # looks for a GPU, and prints that there is none
         finally:
             os.dup2(stderr, 2)
             os.close(stderr)
@@ -42,18 +42,18 @@ def import_keras() -> ModuleType:
 
 
 def load_model(model: Model) -> "keras.Model":
-    """Load a stored model: the very bytes that its digest is of, and none of the code that a file can hold.
+    """Load a stored model. Its bytes are checked against its digest first, and code in the file is never run.
 
     Raises:
         StoreError: Raised if the file is missing or was altered.
-        ValueError: Raised by Keras if the file holds code (a Lambda layer does), or is no model.
+        ValueError: Raised by Keras if the file contains code (as a Lambda layer does), or is no model.
     """
     model.keras.read_bytes()
     return import_keras().saving.load_model(model.keras.path, compile=False, safe_mode=True)
 
 
 def digest_weights(model: "keras.Model") -> str:
-    """SHA-256 over the type, shape and bytes of each weight, in the model's order; this identifies a model."""
+    """SHA-256 of the type, shape and bytes of each weight, in the model's order. It identifies a model."""
     digest = hashlib.sha256()
     for weight in model.get_weights():
         array: npt.NDArray[Any] = np.ascontiguousarray(weight)

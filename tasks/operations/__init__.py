@@ -1,1 +1,1 @@
-"""What a person or a schedule does with finished runs: collect garbage, promote, reproduce, score."""
+"""What a person or a schedule does with finished runs: gc, promote, reproduce, score."""

@@ -1,4 +1,4 @@
-"""Gc: removes old runs and versions and what only they needed, and says what and how much."""
+"""Gc: remove old runs and versions, and what only they needed, and say what and how much was removed."""
 
 import json
 import re
@@ -49,14 +49,14 @@ if TYPE_CHECKING:
 
 
 class GcRow(Record):
-    """What gc removed of one kind, or would.
+    """What gc removed of one kind, or would remove.
 
     Attributes:
         what: The kind, in the plural.
-        removed: How many.
-        size: Bytes of the disk that this frees, or freed.
-        stay: How many stay; none where they weren't counted.
-        names: Of things that a person knows by name, those removed.
+        removed: How many are removed.
+        size: How many bytes of the disk this frees.
+        stay: How many stay. None if they weren't counted.
+        names: The names of the removed things, if a person knows them by name.
     """
 
     what: str
@@ -70,9 +70,9 @@ class GcSummary(Record):
     """What gc did, or would do.
 
     Attributes:
-        applied: Whether it was done.
-        rows: By kind, in the order of removal.
-        not_reproducible: Versions that stay and whose data set is newly found to be gone from the store, or would go.
+        applied: Whether gc removed anything, or only listed it.
+        rows: A row per kind, in the order of removal.
+        not_reproducible: The versions that stay, but lose their data set or were just found without it.
     """
 
     applied: bool
@@ -81,11 +81,11 @@ class GcSummary(Record):
 
     @property
     def size(self) -> int:
-        """Bytes of the disk that all of it frees."""
+        """How many bytes of the disk this frees in all."""
         return sum(row.size for row in self.rows)
 
     def __str__(self) -> str:
-        """A table, and the names of what goes."""
+        """A table, and the names of what is removed."""
         done = self.applied
         lines = [f"  {'':<18}{'removed' if done else 'to remove':>10}{'freed':>14}{'stay':>8}"]
         for row in self.rows:
@@ -95,51 +95,51 @@ class GcSummary(Record):
         lines += [f"  {row.what}: {', '.join(row.names)}" for row in self.rows if row.names]
         if self.not_reproducible:
             numbers = ", ".join(map(str, self.not_reproducible))
-            lines.append(f"  model versions that can't be reproduced any more, their data being gone: {numbers}")
+            lines.append(f"  model versions that can't be reproduced any more, because their data are gone: {numbers}")
         lines.append("  removed" if done else '  nothing was removed; `make gc ARGS="--apply"` does it')
         return "\n".join(lines)
 
 
-# Marks an MLflow run that gc deleted, so that a gc that follows a killed one purges it too, and no other.
+# Marks an MLflow run that gc deleted. If that gc is killed, the next gc purges this run, and no other.
 REMOVED_BY = "removed_by"
 DATA_GONE = "its data set isn't in the store any more"
 COUNTED = ("run folders", "cached results", "stored files", "model versions", "MLflow runs")
-PAGE = 200  # what Prefect's API gives at once
+PAGE = 200  # the most that Prefect's API returns in one answer
 
-# What a kept result of this project names, here and in version 0.1.0: what reads it, and a data set.
+# What a kept result of this project names, in this version and in 0.1.0: the module that reads it, and a data set.
 SERIALIZERS = r'"tasks\.(running\.)?sealed_json"'
 DATASETS = r"artifacts\.records\.(data\.)?Dataset"
 
 
 class GcParameters(BaseModel):
-    """What stays. All else goes, unless something that stays needs it."""
+    """What stays. Everything else is removed, unless something that stays needs it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    days: float = Field(default=30, ge=0, le=36_500, description="Nothing younger is removed, in days.")
-    runs: int = Field(default=20, ge=1, le=10**6, description="Newest runs that stay, however old.")
+    days: float = Field(default=30, ge=0, le=36_500, description="Age in days below which nothing is removed.")
+    runs: int = Field(default=20, ge=1, le=10**6, description="Number of newest runs that stay, however old they are.")
     versions: int = Field(
         default=20,
         ge=1,
         le=10**6,
-        description="Newest versions of the model that stay, however old. Others stay too: the champion, the one "
-        "before it, one with an alias, one of a run that stays, one that a person replaced as champion.",
+        description="Number of newest versions that stay, however old they are. These stay too: the champion, the one "
+        "before it, versions with an alias, versions of a run that stays, and champions that a person replaced.",
     )
     data: int | None = Field(
         default=None,
         ge=0,
         le=10**6,
-        description="Newest versions whose data set stays, besides those of the champion, the one before it and the "
-        "newest runs; the others can't be reproduced, and say so. None: all that stay.",
+        description="Number of newest versions whose data set stays. The data of the champion, the one before it and "
+        "the newest runs stay too. Other versions can't be reproduced then, and say so. Default: all data stay.",
     )
     wait_minutes: float = Field(
-        default=60, ge=0, le=10_080, description="How long to wait for runs that are going, in minutes."
+        default=60, ge=0, le=10_080, description="How many minutes to wait for runs that are going."
     )
 
 
 @dataclass
 class Plan:
-    """What goes, by kind, and how many of each kind stay."""
+    """What gc removes, by kind, and how many of each kind stay."""
 
     runs: list[Path] = field(default_factory=list)
     results: list[Path] = field(default_factory=list)
@@ -155,13 +155,13 @@ class Plan:
 
 
 class Stays(NamedTuple):
-    """What stays by age, number or alias; all that it needs stays with it.
+    """What stays because of its age, number or alias. Everything that it needs stays with it.
 
     Attributes:
-        runs: The manifests of the runs, by their folder; none where a run has none that can be read.
-        runs_with_data: The folders of those runs whose cached data set stays too.
-        versions: The versions' numbers.
-        versions_with_data: The numbers of those versions whose data set stays too.
+        runs: The manifests of the runs, by folder. None for a run without a manifest that can be read.
+        runs_with_data: The folders of the runs whose cached data set stays too.
+        versions: The numbers of the versions.
+        versions_with_data: The numbers of the versions whose data set stays too.
     """
 
     runs: dict[Path, Manifest | None]
@@ -172,10 +172,10 @@ class Stays(NamedTuple):
 
 @task(name="gc", cache_policy=NO_CACHE)
 def collect_garbage(keep: GcParameters, apply: bool) -> GcSummary:
-    """Find what goes, and remove it if `apply` says so, while no run is going.
+    """Find what can be removed, and remove it if `apply` is set. No run may be going meanwhile.
 
     Raises:
-        StoreError: Raised if runs are still going after the time to wait.
+        StoreError: Raised if runs are still going after `wait_minutes`.
         RegistryError: Raised if `mlflow gc` fails.
     """
     with ExitStack() as locks:
@@ -194,7 +194,7 @@ def collect_garbage(keep: GcParameters, apply: bool) -> GcSummary:
 
 
 def make_plan(mlflow: "MlflowClient", prefect: SyncPrefectClient, keep: GcParameters) -> Plan:
-    """Find what goes: start from what stays by age and number, and follow what it needs."""
+    """Find what can be removed: start from what stays because of age and number, and follow what that needs."""
     plan, home = Plan(), Settings().home
     before = datetime.now(UTC) - timedelta(days=keep.days)
     runs = read_runs(home / "runs")
@@ -219,9 +219,9 @@ def make_plan(mlflow: "MlflowClient", prefect: SyncPrefectClient, keep: GcParame
 
 
 def read_runs(folder: Path) -> dict[Path, Manifest | None]:
-    """The manifests of all runs by their folder, the newest run first.
+    """Read the manifests of all runs, by folder, the newest run first.
 
-    A run that was killed has no manifest. One that is damaged counts as none, with a warning.
+    A run that was killed has no manifest. A damaged manifest counts as none, with a warning.
     """
     folders = [run for run in folder.glob("*") if run.is_dir()]
     runs: dict[Path, Manifest | None] = {}
@@ -229,7 +229,7 @@ def read_runs(folder: Path) -> dict[Path, Manifest | None]:
         try:
             runs[run] = Manifest.read(run)
         except ValueError as error:
-            run_logger().warning(f"{error}; of this run, only the files in its folder are known")
+            run_logger().warning(f"{error}; gc knows only the files in the folder of this run")
             runs[run] = None
     return runs
 
@@ -241,7 +241,7 @@ def choose_what_stays(
     runs: dict[Path, Manifest | None],
     versions: "dict[int, ModelVersion]",
 ) -> Stays:
-    """Choose the runs and versions that stay: by age, number and alias, and the runs that made these versions."""
+    """Choose the runs and versions that stay: by age, number and alias. The runs that made these versions stay too."""
     recent = {run for rank, run in enumerate(runs) if rank < keep.runs or is_young(run, before)}
     lasting, reigning = versions_that_stay(
         list(versions.values()), read_aliases(mlflow), history(mlflow), keep.versions, before
@@ -260,7 +260,7 @@ def choose_what_stays(
 
 
 def plan_files(plan: Plan, stays: Stays, versions: "dict[int, ModelVersion]", before: datetime) -> None:
-    """Find the kept results and the files that go: what stays names the files that it needs by their digest."""
+    """Find the kept results and the files to remove. What stays names the files that it needs by their digest."""
     home = Settings().home
     needed: set[str] = set()
     wanted: set[str] = set()
@@ -282,36 +282,36 @@ def plan_files(plan: Plan, stays: Stays, versions: "dict[int, ModelVersion]", be
             plan.stay["cached results"] += 1
         else:
             plan.results.append(path)
-    # The manifests of version 0.1.0 don't name the run's files, but its folder has the same bytes under other names.
+    # Manifests of version 0.1.0 don't list the run's files. The run's folder has the same bytes under other names.
     linked = {path.stat().st_ino for run in stays.runs for path in run.glob("[!.]*")}
     for path in (home / "store").glob("??/*"):
         if path.name.partition(".")[0] in needed or path.stat().st_ino in linked or is_young(path, before):
             plan.stay["stored files"] += 1
         else:
             plan.files.append(path)
-    # What a process was writing when it was killed.
+    # Left by a process that was killed while it wrote.
     unfinished = [*(home / "store").glob(".writing-*"), *(home / "checkpoints").glob("*")]
     plan.unfinished = [folder for folder in unfinished if not is_young(folder, before)]
-    # What `make reproduce` left to look at.
+    # Left by `make reproduce`, for a person to look at.
     plan.rebuilt = [folder for folder in (home / "reproduce").glob("*") if not is_young(folder, before)]
 
 
 def is_young(path: Path, before: datetime) -> bool:
-    """Whether a file or folder was changed since."""
+    """Whether a file or folder was changed since a time."""
     return path.stat().st_mtime > before.timestamp()
 
 
 def versions_that_stay(
     found: "list[ModelVersion]", aliases: dict[str, int], moves: list[AliasMove], newest: int, before: datetime
 ) -> tuple[set[int], set[int]]:
-    """The versions that stay for what they are, and of these the champion and the one before it.
+    """The versions that stay whatever other things need; and among these, the champion and the champion before it.
 
-    One that a person replaced as champion stays: registered anew, it would pass for another model, and be promoted.
+    A champion that a person replaced stays. If it were registered again, it would count as a new model and be promoted.
     """
     numbers = sorted((int(version.version) for version in found), reverse=True)
     young = {int(v.version) for v in found if v.creation_timestamp > before.timestamp() * 1000}
     replaced = {number for number in numbers if replaced_by_hand(moves, number)}
-    # An alias that was moved on MLflow's own page is in no history.
+    # The history doesn't know an alias that was moved on MLflow's own page.
     reigning = {*champions(moves)[-2:], aliases.get(CHAMPION)}
     stay = set(numbers) & {*numbers[:newest], *young, *replaced, *reigning, *aliases.values()}
     return stay, stay & reigning
@@ -324,12 +324,12 @@ def read_aliases(mlflow: "MlflowClient") -> dict[str, int]:
 
 
 def digests_in(text: str) -> set[str]:
-    """All digests that a text names."""
+    """All digests that occur in a text."""
     return set(re.findall("[0-9a-f]{64}", text))
 
 
 def own_results() -> Iterator[tuple[Path, str]]:
-    """The results that Prefect keeps for this project, as text; the folder may be shared with others."""
+    """The results that Prefect keeps for this project, as text. Other projects may use the same folder."""
     for path in get_current_settings().results.local_storage_path.glob("*"):
         if path.is_file():
             text = path.read_text(encoding="utf-8", errors="replace")
@@ -338,12 +338,12 @@ def own_results() -> Iterator[tuple[Path, str]]:
 
 
 def is_result_of(text: str, folders: Iterable[Path]) -> bool:
-    """Whether one of these runs computed the result; a data set has its own rule, see `Stays.runs_with_data`."""
+    """Whether one of these runs computed the result. Data sets have their own rule, see `Stays.runs_with_data`."""
     return not re.search(DATASETS, text) and any(folder.name in text for folder in folders)
 
 
 def recorded_runs(mlflow: "MlflowClient") -> "list[Run]":
-    """The MLflow runs that register made, and those of them that a gc deleted but didn't come to purge."""
+    """The MLflow runs that register made, and those of them that a killed gc has deleted but not purged."""
     from mlflow.entities import ViewType
 
     experiment = mlflow.get_experiment_by_name(REGISTERED_MODEL)
@@ -358,9 +358,9 @@ def recorded_runs(mlflow: "MlflowClient") -> "list[Run]":
 
 
 def old_flow_runs(prefect: SyncPrefectClient, folders: list[Path], before: datetime) -> Iterator[UUID]:
-    """The flow runs whose folders go, and old ones of the flows that leave no folder, as gc itself.
+    """The flow runs whose folders are removed, and old runs of flows that leave no folder, such as gc.
 
-    Another checkout may use the same server: its runs of the flow `mnist` have no folder here.
+    Another checkout may use the same server. Its runs of the flow `mnist` have no folder here, and stay.
     """
     ids = [
         UUID(folder.name)
@@ -391,9 +391,9 @@ def artifacts_of(prefect: SyncPrefectClient, flow_run: UUID) -> list[UUID]:
 
 
 def notes(versions: "list[ModelVersion]", going: set[Path]) -> Iterator[tuple[int, str | None]]:
-    """What to write into the tag `not_reproducible` of versions, or none to take it back, where that changes.
+    """New values for the tag `not_reproducible`, by version. None means that the tag is removed.
 
-    MNIST itself can be had again, whatever source it came from; other data can't.
+    MNIST itself can be had again, whatever source it came from. Other data can't.
     """
     store = Settings().home / "store"
     for version in versions:
@@ -418,7 +418,7 @@ def notes(versions: "list[ModelVersion]", going: set[Path]) -> Iterator[tuple[in
 
 
 def describe(mlflow: "MlflowClient", plan: Plan, *, applied: bool) -> GcSummary:
-    """Say what goes, and how many bytes of the disk that frees."""
+    """Say what is removed, and how many bytes of the disk that frees."""
     freed = bytes_freed(
         {
             "run folders": [file for run in plan.runs for file in run.rglob("*")],
@@ -456,9 +456,9 @@ def describe(mlflow: "MlflowClient", plan: Plan, *, applied: bool) -> GcSummary:
 
 
 def bytes_freed(removed: Mapping[str, list[Path]]) -> dict[str, int]:
-    """How many bytes of the disk are freed when files are removed group after group, by group.
+    """How many bytes of the disk each group frees, if the groups are removed one after the other.
 
-    A file of several names is freed by the group that holds its last name.
+    A file with several names is freed by the group that has its last name.
     """
     names: Counter[tuple[int, int]] = Counter()
     freed = dict.fromkeys(removed, 0)
@@ -471,7 +471,7 @@ def bytes_freed(removed: Mapping[str, list[Path]]) -> dict[str, int]:
 
 
 def artifact_bytes(mlflow: "MlflowClient", run_id: str, folder: str | None = None) -> int:
-    """Size of the files that MLflow keeps for a run."""
+    """Size of the files that MLflow keeps for a run, in bytes."""
     return sum(
         artifact_bytes(mlflow, run_id, file.path) if file.is_dir else file.file_size or 0
         for file in mlflow.list_artifacts(run_id, folder)
@@ -479,7 +479,7 @@ def artifact_bytes(mlflow: "MlflowClient", run_id: str, folder: str | None = Non
 
 
 def carry_out(mlflow: "MlflowClient", prefect: SyncPrefectClient, plan: Plan) -> None:
-    """Remove what goes, in an order that a kill can't spoil: what refers to something before that."""
+    """Remove it in an order that a kill can't spoil: whatever refers to a thing is removed before that thing."""
     for number, reason in plan.notes.items():
         if reason:
             mlflow.set_model_version_tag(REGISTERED_MODEL, str(number), NOT_REPRODUCIBLE, reason)
@@ -498,9 +498,9 @@ def carry_out(mlflow: "MlflowClient", prefect: SyncPrefectClient, plan: Plan) ->
         prefect.delete_flow_run(flow_run)
     for path in (*plan.results, *plan.files):
         path.unlink()
-    for path in plan.results:  # no run is going, so nobody holds or waits for the lock of its computation
+    for path in plan.results:  # no run is going, so no process holds or waits for the lock of this computation
         (Settings().home / "locks" / path.name).unlink(missing_ok=True)
-    # Renamed first: a folder is there whole, or not at all.
+    # The folder is renamed first, so that it is there as a whole or not at all.
     trash = Settings().home / "trash"
     trash.mkdir(exist_ok=True)
     for folder in (*plan.runs, *plan.unfinished, *plan.rebuilt):
@@ -509,7 +509,7 @@ def carry_out(mlflow: "MlflowClient", prefect: SyncPrefectClient, plan: Plan) ->
 
 
 def purge(run_ids: list[str]) -> None:
-    """Let MLflow delete runs for good, with their files; those of a server are left to its own `mlflow gc`.
+    """Let MLflow delete runs and their files for good. An MLflow server must do this itself, by its own `mlflow gc`.
 
     Raises:
         RegistryError: Raised if `mlflow gc` fails.

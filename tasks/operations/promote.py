@@ -1,4 +1,4 @@
-"""Promote: moves the champion by a person's word, after the version was tried, with the reason kept."""
+"""Promote: make a version the champion because a person says so, after trying it, and keep the reason."""
 
 import getpass
 import tempfile
@@ -33,19 +33,21 @@ def promote_version(number: int | None, reason: str) -> Version:
     """Make a version the champion.
 
     Args:
-        number: The version's number; none for the champion before the present one.
-        reason: Why, for the history.
+        number: The version's number. None means the champion before the current one.
+        reason: The reason, for the history.
 
     Returns:
-        The version, which was tried in a fresh interpreter before the alias moved.
+        The version. It was tried in a fresh interpreter before the alias moved.
 
     Raises:
-        RegistryError: Raised if there is no such version, no champion before the present one, or nothing to change.
-        ModelError: Raised if the version doesn't load, or doesn't predict what it did when it was registered.
+        RegistryError: Raised if there is no such version, no champion before the current one, or nothing to change.
+        ModelError: Raised if the version doesn't load, or predicts something else than when it was registered.
     """
     client = connect()
     with registry_lock():
-        champion = number_by_alias(client, CHAMPION)  # its files may be what is wrong with it
+        champion = number_by_alias(
+            client, CHAMPION
+        )  # a champion with damaged files must be replaceable, so only its number is read
         version = version_by_number(client, previous_champion(history(client)) if number is None else number)
         if champion == version.version:
             raise RegistryError(f"version {version.version} is the champion already; nothing was changed")

@@ -1,8 +1,7 @@
-"""Rebuild: makes a version again; `make reproduce` runs this in a checkout of the version's own revision.
+"""Rebuild: make a version again. `make reproduce` runs this module in a checkout of the version's own revision.
 
-It runs as ``python -m tasks.operations.rebuild REGISTERED.json FOLDER [NPZ]`` (in version 0.1.0 as ``tasks.rebuild``).
-The `make reproduce` of any later revision calls it so, and reads its ``FOLDER/rebuilt.json``: both have to stay as they
-are.
+The call is ``python -m tasks.operations.rebuild REGISTERED.json FOLDER [NPZ]`` (in version 0.1.0: ``tasks.rebuild``).
+Every later revision's `make reproduce` makes this call and reads ``FOLDER/rebuilt.json``, so neither may change.
 """
 
 import logging
@@ -23,12 +22,12 @@ from tasks.train import train_model
 
 
 def rebuild(registered: Lineage, folder: Path, npz: Path | None) -> None:
-    """Ingest, train and evaluate as the version's run did, and leave ``rebuilt.json`` and the model in `folder`.
+    """Ingest, train and evaluate as the version's run did, and put ``rebuilt.json`` and the model into `folder`.
 
     Args:
-        registered: What the version was made from.
-        folder: On the file system of this checkout's store.
-        npz: The data; none to take MNIST from its package.
+        registered: The lineage of the version.
+        folder: The folder for the results, on the same file system as this checkout's store.
+        npz: The data. None means MNIST from its package.
     """
     parameters = TrainParameters.model_validate(registered.parameters)
     dataset = ingest_data.fn(IngestParameters(source="path" if npz else "package", path=npz))
@@ -44,7 +43,7 @@ def rebuild(registered: Lineage, folder: Path, npz: Path | None) -> None:
 
 
 def key_of(step: Task[..., Any], **inputs: Any) -> Key:
-    """The key that a step would have in a run."""
+    """The key that a step has in a run."""
     policy = step.cache_policy
     key = policy.key(step.name, step.fn.__module__, inputs) if isinstance(policy, StepCache) else None
     if key is None:

@@ -1,4 +1,4 @@
-"""Reproduce: makes a registered version again, in a clean environment, and says whether it came out the same."""
+"""Reproduce: make a registered version again in a clean environment, and say whether it is identical."""
 
 import os
 import shutil
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 
-# Of the user's environment, what would tell the new virtual environment about this one.
+# Variables of the user's environment that would lead the new virtual environment to this one.
 OUR_OWN = ("MAKE", "MFLAGS", "MLFLOW_", "MNIST_", "PREFECT_", "PYTHON", "VIRTUAL_ENV")
 
 
@@ -45,23 +45,23 @@ class Row(Record):
 
     @property
     def same(self) -> bool:
-        """Whether it came out the same."""
+        """Whether both values are the same."""
         return self.registered == self.rebuilt
 
     @property
     def cells(self) -> tuple[str, str, str, str]:
-        """The row as a table shows it."""
+        """The row of a table."""
         return self.what, short(self.registered), short(self.rebuilt), "yes" if self.same else "NO"
 
 
 class Reproduction(Record):
-    """What came of making a version again.
+    """The result of making a version again.
 
     Attributes:
         version: The version's number.
-        causes: What decides the result, in the order of looking: code, libraries, data, processor.
-        results: The weights digest and the figures on the test set.
-        folder: Where the rebuilt model and what was made from what lie.
+        causes: What decides the result, in the order of the comparison: code, libraries, data, processor.
+        results: The weights digest, and the figures on the test set.
+        folder: The folder with the rebuilt model and its lineage.
     """
 
     version: int
@@ -71,12 +71,12 @@ class Reproduction(Record):
 
     @property
     def identical(self) -> bool:
-        """Whether the same weights and figures came out."""
+        """Whether weights and figures are the same."""
         return all(row.same for row in self.results)
 
     @property
     def verdict(self) -> str:
-        """What came out, and if it is something else, the first thing that differs."""
+        """The result in a sentence. If it differs, the sentence names the first thing that differs."""
         if self.identical:
             return f"version {self.version} was made again, identical in weights and figures"
         differing = next((row for row in self.causes if not row.same), None)
@@ -84,11 +84,13 @@ class Reproduction(Record):
             what, then, now, _ = differing.cells
             why = f"the first that differs is {what}: {then} → {now}"
         else:
-            why = "nothing that is recorded differs, so look at what isn't: environment variables (TF_…, OMP_…), say"
-        return f"version {self.version} came out otherwise; {why}"
+            why = (
+                "nothing that is recorded differs, so look at the rest, for example environment variables (TF_…, OMP_…)"
+            )
+        return f"version {self.version} came out different; {why}"
 
     def __str__(self) -> str:
-        """The table and the verdict, as a person reads them in a terminal."""
+        """The table and the result, for a terminal."""
         rows = [("", "registered", "rebuilt", "same?"), *(row.cells for row in self.causes + self.results)]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
@@ -102,7 +104,7 @@ def reproduce_version(
 
     Raises:
         RegistryError: Raised if there is no such version.
-        ReproduceError: Raised if it can't be made again, or a step of that fails.
+        ReproduceError: Raised if the version can't be made again, or a step of that fails.
     """
     client = connect()
     found = find_number(client, version)
@@ -121,10 +123,10 @@ def reproduce_version(
 
 
 def fetch_patch(client: "MlflowClient", found: "ModelVersion", folder: Path) -> Path:
-    """Bring the patch of what wasn't committed in a version's code into a folder.
+    """Put the patch of a version's uncommitted changes into a folder.
 
     Raises:
-        ReproduceError: Raised if it was altered.
+        ReproduceError: Raised if the patch was altered.
     """
     patch = Path(client.download_artifacts(str(found.run_id), PATCH, str(folder)))
     if digest_file(patch) != read_lineage(found).patch:
@@ -134,10 +136,10 @@ def fetch_patch(client: "MlflowClient", found: "ModelVersion", folder: Path) -> 
 
 @contextmanager
 def checkout(revision: str, patch: Path | None, worktree: Path) -> Iterator[Path]:
-    """Have a git worktree of a revision with a patch applied, for a while.
+    """Make a git worktree of a revision, with a patch applied, and remove it when the block ends.
 
     Returns:
-        The project's folder in it.
+        The project's folder in the worktree.
 
     Raises:
         ReproduceError: Raised if the revision isn't in this repository.
@@ -150,7 +152,7 @@ def checkout(revision: str, patch: Path | None, worktree: Path) -> Iterator[Path
             f"revision {revision} isn't in the git repository of {CHECKOUT}; fetch it (a shallow clone: "
             "git fetch --unshallow), and try again"
         ) from error
-    remove_worktree(worktree)  # of a call that was killed
+    remove_worktree(worktree)  # left by a call that was killed
     try:
         git(CHECKOUT, "worktree", "add", "--force", "--detach", str(worktree), revision)
         if patch:
@@ -162,20 +164,20 @@ def checkout(revision: str, patch: Path | None, worktree: Path) -> Iterator[Path
 
 
 def remove_worktree(worktree: Path) -> None:
-    """Remove a worktree, a whole one or what was left of one."""
-    with suppress(GitError):  # it may not have become one; then there is nothing to unregister
+    """Remove a worktree, even if it is incomplete."""
+    with suppress(GitError):  # git may not know it yet; then there is nothing to unregister
         git(CHECKOUT, "worktree", "remove", "--force", str(worktree))
     shutil.rmtree(worktree, ignore_errors=True)
 
 
 def write_data(registered: Lineage, npz: Path) -> Path | None:
-    """Write the version's data, verified against their digests, from the store into an ``.npz``.
+    """Write the version's data from the store into an ``.npz``, and check their digests.
 
     Returns:
-        The file; none if they have left the store, and the package has them.
+        The file. None if the store has no data any more, but they are MNIST, which the package has.
 
     Raises:
-        ReproduceError: Raised if they have left the store, and were the user's own.
+        ReproduceError: Raised if the store has no data any more, and they were the user's own.
     """
     try:
         dataset = Dataset.model_validate(registered.dataset)
@@ -183,26 +185,26 @@ def write_data(registered: Lineage, npz: Path) -> Path | None:
         if registered.dataset["digest"] == MNIST_DIGEST:
             return None
         raise ReproduceError(
-            f"the version's data, {registered.dataset['digest'][:12]}…, have left the store and came from a file of "
-            "yours; ingest it again (make train ARGS='--ingest.source path --ingest.path …'), and try again"
+            f"the version's data, {registered.dataset['digest'][:12]}…, aren't in the store any more and came from "
+            "your own file; ingest it again (make train ARGS='--ingest.source path --ingest.path …'), and try again"
         ) from error
     np.savez(npz, allow_pickle=False, **{name: read_array(getattr(dataset, name)) for name in ARRAYS})
     return npz
 
 
 def rebuild(registered: Lineage, project: Path, folder: Path, npz: Path | None) -> None:
-    """Install the lock of a checkout in it, and have it train and evaluate there.
+    """Install the lock file of a checkout there, then train and evaluate there.
 
     Raises:
-        ReproduceError: Raised if either fails; what they print goes to this process's standard error.
+        ReproduceError: Raised if either fails. Their output goes to this process's standard error.
     """
     (folder / "registered.json").write_text(registered.model_dump_json(indent=2), encoding="utf-8")
     minor = registered.libraries["python"].rsplit(".", 1)[0]
     python = shutil.which(f"python{minor}") or sys.executable
     user = {name: value for name, value in os.environ.items() if not name.startswith(OUR_OWN)}
-    # Of the environment, only where programs are: nothing that this process was told may be needed.
+    # The new process gets only the path of programs: the version must not need any other variable of this process.
     clean = {name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ}
-    (project / ".mnist").mkdir(exist_ok=True)  # where a checkout's own bytes go, so they leave with it
+    (project / ".mnist").mkdir(exist_ok=True)  # inside the checkout, so that these files are removed with it
     moved = (project / "tasks" / "operations" / "rebuild.py").exists()
     module = "tasks.operations.rebuild" if moved else "tasks.rebuild"  # its name in version 0.1.0
     arguments = [folder / "registered.json", folder, *([npz] if npz else [])]
@@ -213,15 +215,15 @@ def rebuild(registered: Lineage, project: Path, folder: Path, npz: Path | None) 
         done = subprocess.run(list(map(str, command)), cwd=project, env=environment, stdout=2, check=False)
         if done.returncode != 0:
             raise ReproduceError(
-                f"`{command[0]}` failed in the checkout of {registered.revision[:12]}; why is printed above"
+                f"`{command[0]}` failed in the checkout of {registered.revision[:12]}; the reason is printed above"
             )
 
 
 def compare(registered: Lineage, rebuilt: Lineage) -> tuple[tuple[Row, ...], tuple[Row, ...]]:
-    """Compare what two models were made from, and what came of it.
+    """Compare what two models were made from, and their results.
 
     Returns:
-        The causes in the order of looking, and the results; see `Reproduction`.
+        The causes in the order of the comparison, and the results; see `Reproduction`.
     """
 
     def row(what: str, then: object, now: object) -> Row:
@@ -231,7 +233,7 @@ def compare(registered: Lineage, rebuilt: Lineage) -> tuple[tuple[Row, ...], tup
         return [row(f"{what} {name}", then.get(name), now.get(name)) for name in then | now]
 
     causes = []
-    # Another Python parses the same code into another tree, so that its digests tell nothing.
+    # Another Python version parses the same code into another tree, so its digests can't be compared.
     if registered.libraries["python"].split(".")[:2] == rebuilt.libraries["python"].split(".")[:2]:
         changed = [r for r in rows("code", registered.code, rebuilt.code) if not r.same]
         causes += changed or [row("code", digest_code(registered.code), digest_code(rebuilt.code))]

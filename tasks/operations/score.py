@@ -1,4 +1,4 @@
-"""Score: the champion's word on other people's images, batch by batch, and whether they look like its training data."""
+"""Score: label other images with the champion, batch by batch, and say whether they look like its training data."""
 
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 
 
 def known_format(output: Path) -> Path:
-    """The path of an output, if its name says how to write it.
+    """Check that the name of an output ends in .csv or .parquet.
 
     Raises:
-        ValueError: Raised if it says something else than CSV or Parquet.
+        ValueError: Raised if it has another ending.
     """
     if output.suffix not in (".csv", ".parquet"):
         raise ValueError("the output's name must end in .csv or .parquet")
@@ -49,10 +49,10 @@ ImagesPath = Annotated[
 OutputPath = Annotated[
     Path,
     AfterValidator(known_format),
-    Field(description="The file to write, .csv or .parquet, by its ending; replaced if it exists."),
+    Field(description="The file to write: .csv or .parquet. It is replaced if it exists."),
 ]
 Probability = Annotated[
-    float, Field(ge=0, le=1, description="A probability below which a person should be asked, in 0–1.")
+    float, Field(ge=0, le=1, description="The probability below which a person should be asked, in 0–1.")
 ]
 
 
@@ -60,11 +60,11 @@ class Scoring(Record):
     """What a scoring run did.
 
     Attributes:
-        n_images: Images scored.
-        n_ask: Those of them that a person should look at.
-        output: The file written, with the columns image, label, probability and ask_a_person.
+        n_images: How many images were scored.
+        n_ask: How many of them a person should look at.
+        output: The file that was written, with the columns image, label, probability and ask_a_person.
         version: The champion's version.
-        drift: A sentence for each way in which the images look unlike the training data; empty if they look alike.
+        drift: A sentence for each way in which the images differ from the training data. Empty if they don't.
     """
 
     n_images: int
@@ -74,7 +74,7 @@ class Scoring(Record):
     drift: tuple[str, ...]
 
     def __str__(self) -> str:
-        """The record as a person reads it in a terminal."""
+        """The record as text for a terminal."""
         drift = "".join(f"\n  unlike the training data: {sentence}" for sentence in self.drift)
         return f"""
   version {self.version} scored {self.n_images:,} images; ask a person about {self.n_ask:,}{drift}
@@ -82,7 +82,7 @@ class Scoring(Record):
   {self.output}"""
 
     def markdown(self) -> str:
-        """The record as the run's page in the UI shows it."""
+        """The record as Markdown for the run's page in the UI."""
         lines = [
             f"Version {self.version} scored **{self.n_images:,} images**; a person should look at {self.n_ask:,}.",
             *(f"⚠ Unlike the training data: {sentence}." for sentence in self.drift),
@@ -96,8 +96,9 @@ class Champion(NamedTuple):
 
     Attributes:
         version: Its version in the registry.
-        network: Takes images as `artifacts.dataset.scale` makes them, to probabilities of shape ``(n, 10)``.
-        profile: What is usual of its data; none for a version registered before that was kept.
+        network: The model. It takes images as `artifacts.dataset.scale` makes them, and returns probabilities of shape
+            ``(n, 10)``.
+        profile: What is usual of its training data. None for a version that was registered without a profile.
     """
 
     version: Version
@@ -109,12 +110,12 @@ def score(images: npt.NDArray[Any] | Iterable[npt.NDArray[Any]], ask_below: floa
     """Score images with the registry's champion, in code.
 
     Args:
-        images: An array of shape ``(n, height, width)``, or an iterable of such: integers in 0–255 or floats in 0–1.
-            They are made what MNIST's are first, see `tasks.data.images.prepare`.
-        ask_below: A probability below which a person should be asked, in 0–1.
+        images: An array of shape ``(n, height, width)``, or an iterable of such arrays: integers in 0–255 or floats in
+            0–1. They are first brought into MNIST's form, see `tasks.data.images.prepare`.
+        ask_below: The probability below which a person should be asked, in 0–1.
 
     Yields:
-        For each 1,000 images at most: the columns label, probability and ask_a_person, see `classify`.
+        A table for at most 1,000 images, with the columns label, probability and ask_a_person, see `classify`.
 
     Raises:
         DataError: Raised if the images have another shape or range.
@@ -132,13 +133,13 @@ def score(images: npt.NDArray[Any] | Iterable[npt.NDArray[Any]], ask_below: floa
 
 @task(name="score", cache_policy=NO_CACHE)
 def score_images(version: Version | None, images: Path, output: Path, ask_below: float = 0.9) -> Scoring:
-    """Score the images, and write the result when all of it is there.
+    """Score the images. The output appears only when it is complete.
 
     Args:
         version: The champion, if there is one.
         images: The file or folder to read, see `tasks.data.images.read_batches`.
-        output: The ``.csv`` or ``.parquet`` to write.
-        ask_below: A probability below which a person should be asked, in 0–1.
+        output: The ``.csv`` or ``.parquet`` file to write.
+        ask_below: The probability below which a person should be asked, in 0–1.
 
     Raises:
         DataError: Raised if the images can't be read, or the output can't be written.
@@ -158,7 +159,7 @@ def score_images(version: Version | None, images: Path, output: Path, ask_below:
             n_images += len(scored)
             n_ask += int(scored["ask_a_person"].sum())
         if n_images == 0:
-            raise DataError(f"{images} holds no images; name a file or a folder that does")
+            raise DataError(f"{images} has no images; name a file or folder that has some")
     scoring = Scoring(
         n_images=n_images,
         n_ask=n_ask,
@@ -172,11 +173,11 @@ def score_images(version: Version | None, images: Path, output: Path, ask_below:
 
 
 def load_champion(version: Version | None) -> Champion:
-    """Load the champion, and check that its weights are those registered.
+    """Load the champion, and check that its weights are those that were registered.
 
     Raises:
         RegistryError: Raised if there is no champion.
-        ModelError: Raised if it doesn't load, or its weights have another digest.
+        ModelError: Raised if the champion doesn't load, or its weights have another digest.
     """
     if version is None:
         raise RegistryError(f"{REGISTERED_MODEL} has no champion; `make train` makes one, or `make promote VERSION=…`")
@@ -186,10 +187,12 @@ def load_champion(version: Version | None) -> Champion:
         network = load_model(version.model)
     except (OSError, TypeError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise ModelError(f"{name} can't be loaded ({reason}); `make rollback` goes back to the one before") from error
+        raise ModelError(
+            f"{name} can't be loaded ({reason}); `make rollback` goes back to the champion before"
+        ) from error
     if digest_weights(network) != version.model.weights_digest:
         raise ModelError(
-            f"the weights of {name} aren't those that were registered; `make rollback` goes back to the one before"
+            f"the weights of {name} aren't those that were registered; `make rollback` goes back to the champion before"
         )
     if PROFILE not in [file.path for file in client.list_artifacts(version.mlflow_run_id)]:
         run_logger().warning(f"{name} has no {PROFILE}, so the images aren't compared with its training data")
@@ -203,8 +206,9 @@ def classify(network: "keras.Model", images: Pixels, ask_below: float) -> "pd.Da
     """Classify images of shape ``(n, 28, 28)``, uint8 in 0–255.
 
     Returns:
-        The columns label (int64 in 0–9), probability (of that label, float32 in 0–1; the model's output is calibrated,
-        so of the labels of 0.9 about nine in ten are right) and ask_a_person (bool: it is below `ask_below`).
+        A table with the columns label (int64 in 0–9), probability (of that label, float32 in 0–1) and ask_a_person
+        (bool: the probability is below `ask_below`). Probabilities are calibrated: of the labels with 0.9, about nine
+        in ten are right.
     """
     import pandas as pd
 
@@ -217,13 +221,13 @@ def classify(network: "keras.Model", images: Pixels, ask_below: float) -> "pd.Da
 
 @contextmanager
 def writing(output: Path) -> "Iterator[Callable[[pd.DataFrame], None]]":
-    """Write a table under a temporary name, and give it its own when the block ends well; else nothing is left.
+    """Write a table under a temporary name, and rename it when the block ends well. Otherwise no file is left.
 
     Yields:
-        A function that appends rows. The first decide whether an image is named by a number or a string.
+        A function that appends rows. The first rows decide whether images have numbers or strings as names.
 
     Raises:
-        DataError: Raised if it can't be written.
+        DataError: Raised if the file can't be written.
     """
     import pyarrow as pa
     from pyarrow.csv import CSVWriter
@@ -234,7 +238,7 @@ def writing(output: Path) -> "Iterator[Callable[[pd.DataFrame], None]]":
 
     def write(rows: "pd.DataFrame") -> None:
         if output.suffix == ".csv" and rows["image"].dtype != np.int64:
-            # A spreadsheet would run such a name as a formula.
+            # A spreadsheet would run a name that starts like this as a formula.
             rows = rows.assign(image=rows["image"].str.replace(r"^(?=[=+\-@\t\r\n])", "'", regex=True))
         table = pa.Table.from_pandas(rows, preserve_index=False).replace_schema_metadata(None)
         if not writers:
@@ -243,7 +247,7 @@ def writing(output: Path) -> "Iterator[Callable[[pd.DataFrame], None]]":
         writers[0].write_table(table)
 
     try:
-        # A folder that isn't there is noticed before any work.
+        # A missing folder is noticed before any work is done.
         with tempfile.TemporaryDirectory(prefix=".scoring-", dir=output.parent) as folder:
             temporary = Path(folder) / output.name
             with stack:

@@ -1,4 +1,4 @@
-"""The history of the registry: each move of an alias, with who, when and why."""
+"""The history of the registry: each move of an alias, with who moved it, when and why."""
 
 from typing import TYPE_CHECKING
 
@@ -14,19 +14,19 @@ if TYPE_CHECKING:
 
 
 def previous_champion(moves: list[AliasMove]) -> int:
-    """The version that was champion before the present one.
+    """The version that was champion before the current one.
 
     Raises:
         RegistryError: Raised if there was none.
     """
     line = champions(moves)
     if len(line) < 2:
-        raise RegistryError("no version was champion before the present one; `make history` shows the moves")
+        raise RegistryError("no version was champion before the current one; `make history` shows the moves")
     return line[-2]
 
 
 def champions(moves: list[AliasMove]) -> list[int]:
-    """The line of champions, each of which took over from the one before; going back shortens it."""
+    """The champions in the order in which each replaced the one before. A rollback removes the last one."""
     line: list[int] = []
     for move in moves:
         if move.alias == CHAMPION:
@@ -35,9 +35,9 @@ def champions(moves: list[AliasMove]) -> list[int]:
 
 
 def replaced_by_hand(moves: list[AliasMove], version: int) -> str | None:
-    """Why a person took the champion's alias from a version, if that is the last that happened to it.
+    """Why a person took the alias `champion` from a version, if nothing has happened to the version since.
 
-    What a person decided is undone by a person: otherwise the next nightly run would undo a rollback.
+    Only a person may undo what a person decided. Otherwise the next nightly run would undo a rollback.
     """
     moved = [m for m in moves if m.alias == CHAMPION and version in (m.before, m.after)]
     if moved and moved[-1].before == version and moved[-1].verdict is None:
@@ -45,20 +45,20 @@ def replaced_by_hand(moves: list[AliasMove], version: int) -> str | None:
     return None
 
 
-# MLflow keeps no history of its aliases: each move is a tag of the registered model, numbered, never changed.
+# MLflow keeps no history of aliases. So each move is a numbered tag of the registered model, and never changes.
 HISTORY = "history."
 N_SHOWN = 50
 
 
 def move_alias(client: "MlflowClient", move: AliasMove) -> None:
-    """Move an alias, and keep the move in the history: as a tag, on the model's page, and as a Prefect event.
+    """Move an alias, and record the move: as a tag, on the model's page, and as a Prefect event.
 
-    Call it with `registry_lock` held. The history is written first: an alias never moves without a trace.
+    The caller must hold `registry_lock`. The history is written first, so that an alias never moves without a trace.
     """
     from prefect.events import emit_event
 
     moves = history(client)
-    # A retry after a failure between the two writes the line once.
+    # If the first try failed between the two writes, a retry must not write the line a second time.
     if not moves or moves[-1].model_copy(update={"at": move.at}) != move:
         moves.append(move)
         client.set_registered_model_tag(REGISTERED_MODEL, f"{HISTORY}{len(moves):06}", move.model_dump_json())
@@ -80,7 +80,7 @@ def history(client: "MlflowClient") -> list[AliasMove]:
 
 
 def read_history() -> str:
-    """Print who or what moved the champion, when and why: a line a move, the oldest first."""
+    """Print who or what moved an alias, when and why: one line per move, the oldest first."""
     return "\n".join(
         f"{move.at:%Y-%m-%d %H:%M:%S}  {move.alias:<10}  {move.before or 'none'} → {move.after}  "
         f"{move.verdict or 'by hand'}, by {move.by}: {move.why}"
@@ -89,7 +89,7 @@ def read_history() -> str:
 
 
 def history_markdown(moves: list[AliasMove]) -> str:
-    """The text of the model's page in MLflow: what the model is, and the last moves of its aliases."""
+    """The text of the model's page in MLflow: what the model is, and the last moves of its aliases, as Markdown."""
     rows = [
         f"| {move.at:%Y-%m-%d %H:%M} | {move.alias} | {move.before or 'none'} | {move.after} "
         f"| {escape_markdown(move.by)} | {escape_markdown(move.why)} | {move.verdict or 'by hand'} |"

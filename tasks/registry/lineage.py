@@ -18,39 +18,39 @@ from tasks.running.revision import working_tree
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
-# Tags of a version: its `Lineage` as JSON, or the reason why it can't be reproduced.
+# Tags of a version: its `Lineage` as JSON, or why the version can't be reproduced.
 LINEAGE, NOT_REPRODUCIBLE = "lineage", "not_reproducible"
-# The file in the version's MLflow run that holds the uncommitted changes of its code, if there were any.
+# The file in the version's MLflow run with the uncommitted changes of its code, if there were any.
 PATCH = "uncommitted.patch"
-# Far more than a person edits by hand; a data set among the changed files could be any size.
+# Much more than a person edits by hand. A data set among the changed files could have any size.
 MAX_PATCH_BYTES = 5_000_000
 
 
 def identity(dataset: Dataset, training: Training) -> dict[str, str]:
-    """The tags by which a version is known: digests of its weights, its data and the code that trained it."""
+    """The tags that identify a version: the digests of its weights, its data, and the code that trained it."""
     key = training.origin.key if training.origin else None
     return {
         "weights_digest": training.model.weights_digest,
         "data_digest": dataset.digest,
-        "code_digest": digest_code(key.code if key else {}),  # no code where the task was called without a run
+        "code_digest": digest_code(key.code if key else {}),  # there is no code if the task was called outside of a run
     }
 
 
 def lineage_tags(dataset: Dataset, training: Training, evaluation: Evaluation, folder: Path) -> dict[str, str]:
     """The tag from which `make reproduce` makes the version again, or the tag that says why it can't.
 
-    The revision is that of this run's code, even if the training is reused: it was reused because its code is the same.
+    The revision is that of this run's code, even if the training is reused: it is reused only if its code is the same.
 
     Args:
-        dataset: What the model was trained on.
+        dataset: The data that the model was trained on.
         training: How it was trained.
         evaluation: Its figures.
-        folder: Receives the patch of uncommitted changes, for the version's MLflow run.
+        folder: The folder that receives the patch of uncommitted changes, for the version's MLflow run.
     """
     tree = working_tree()
     trained, evaluated = (record.origin.key if record.origin else None for record in (training, evaluation))
     if trained is None or evaluated is None:
-        obstacle = "it was trained by a call outside of a flow run, whose parameters nobody kept"
+        obstacle = "it was trained by a call outside of a flow run, so its parameters weren't kept"
     elif tree.revision is None:
         obstacle = "its code isn't in a git repository"
     elif len(tree.patch) > MAX_PATCH_BYTES:
@@ -76,13 +76,13 @@ def lineage_tags(dataset: Dataset, training: Training, evaluation: Evaluation, f
 def describe_making(
     dataset: Dataset, training: Training, evaluation: Evaluation, trained: Key, evaluated: Key
 ) -> dict[str, Any]:
-    """The fields of `Lineage` that say what was made, and from what; all but the revision, patch and parameters.
+    """The fields of `Lineage` that say what was made, and from what; without revision, patch and parameters.
 
     Args:
         dataset: The data.
         training: The training.
         evaluation: The evaluation of its model.
-        trained: The key of the training: its code and libraries.
+        trained: The key of the training, which has its code and libraries.
         evaluated: The key of the evaluation.
     """
     return {
@@ -102,7 +102,7 @@ def read_lineage(found: "ModelVersion") -> Lineage:
     """Read what a version was made from.
 
     Raises:
-        ReproduceError: Raised if the registry has no lineage of it, or says why it can't be made again.
+        ReproduceError: Raised if the registry has no lineage of the version, or says why it can't be made again.
     """
     number = found.version
     if NOT_REPRODUCIBLE in found.tags:
@@ -113,5 +113,5 @@ def read_lineage(found: "ModelVersion") -> Lineage:
 
 
 def dataset_of(version: "ModelVersion") -> dict[str, Any]:
-    """The version's data set, as the JSON of `Dataset`; empty if its lineage wasn't kept."""
+    """The version's data set, as the JSON of `Dataset`. Empty if the version has no lineage."""
     return dict(json.loads(version.tags.get(LINEAGE, "{}")).get("dataset", {}))

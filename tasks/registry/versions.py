@@ -1,4 +1,4 @@
-"""MLflow's model registry: reading versions, and the lock under which a verdict is reached and carried out."""
+"""MLflow's model registry: how versions are read."""
 
 import functools
 import hashlib
@@ -30,36 +30,40 @@ if TYPE_CHECKING:
 
 REGISTERED_MODEL = "mnist"
 CHAMPION, CHALLENGER = "champion", "challenger"
-# Of a task that asks or changes the registry: a database that is locked, or a server that is away, may come back.
+# For tasks that read or change the registry: a locked database is released, and a server comes back.
 OF_THE_REGISTRY: dict[str, Any] = {
     "retries": 3,
     "retry_delay_seconds": [1, 5, 25],
     "retry_jitter_factor": 0.5,
     "retry_condition_fn": may_pass,
 }
-# Where a version's MLflow run keeps the files of `Model`.
+# The names of the files of `Model` in a version's MLflow run.
 MODEL_FILES = {"keras": "model/data/model.keras", "h5": "model.h5"}
-# And some test images with the probabilities that the evaluation had for them, to try the model by, years later.
+# Some test images, with the probabilities of the evaluation for them, to try the model with years later.
 GOLDEN_IMAGES, GOLDEN_PROBABILITIES = "golden_images.npy", "golden_probabilities.npy"
-# And what is usual of its data (`tasks.data.drift.Profile`), to tell whether other images look like them.
+# What is usual of the training data (`tasks.data.drift.Profile`), to tell whether other images look like them.
 PROFILE = "profile.json"
 
 
 def import_mlflow() -> ModuleType:
-    """Import MLflow and, of what it imports later, what takes long: a run does it while its server starts."""
+    """Import MLflow, and the slow modules that MLflow imports later. A run does this while its server starts."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     import mlflow
     import mlflow.store.tracking.sqlalchemy_store
 
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it logs the traceback of what it raises
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # MLflow's own seven take minutes; tasks try again
+    logging.getLogger("mlflow.store.db.utils").setLevel(
+        logging.CRITICAL
+    )  # it would log the traceback of each error that it raises
+    os.environ.setdefault(
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2"
+    )  # MLflow's default of seven retries takes minutes, and the tasks retry anyway
     return mlflow
 
 
 def connect() -> "MlflowClient":
-    """A client of the registry that the settings name; the embedded one is made if it isn't there yet."""
+    """A client of the registry that the settings name. The embedded registry is made if it isn't there yet."""
     mlflow = import_mlflow()
     settings = Settings()
     check_registry(settings)
@@ -69,17 +73,17 @@ def connect() -> "MlflowClient":
 
 
 def registry_digest() -> dict[str, str] | None:
-    """What a task that only asks the registry reads; none if that isn't a file, as of a server.
+    """The digest of the registry's database, for tasks that only read it. None if it isn't a file, but a server.
 
-    While nothing is new, a run takes what an earlier one was answered, and needs no MLflow, whose import takes as long
-    as all the rest of it.
+    While the database is unchanged, a run reuses the answers of an earlier run. It then needs no MLflow, whose import
+    takes as long as the rest of such a run.
     """
     file = Settings().registry_database
     if file is None or not file.is_file():
         return None
     digest = hashlib.sha256(file.read_bytes())
     for written_beside in ("-wal", "-journal"):
-        with suppress(FileNotFoundError):  # of a commit that ends just now
+        with suppress(FileNotFoundError):  # a commit may just be ending
             digest.update(file.with_name(file.name + written_beside).read_bytes())
     return {"registry": digest.hexdigest()}
 
@@ -91,50 +95,50 @@ def find_champion() -> Version | None:
 
 
 def version_by_alias(client: "MlflowClient", alias: str) -> Version | None:
-    """The version that bears an alias, if one does."""
+    """The version that has an alias, if there is one."""
     number = number_by_alias(client, alias)
     return read_version(client, client.get_model_version(REGISTERED_MODEL, str(number))) if number else None
 
 
 def number_by_alias(client: "MlflowClient", alias: str) -> int | None:
-    """The number of that version, whose files may be missing or altered."""
+    """The number of the version that has an alias. Its files may be missing or altered."""
     found = [v for v in client.search_registered_models(f"name = '{REGISTERED_MODEL}'") if alias in v.aliases]
     return int(found[0].aliases[alias]) if found else None
 
 
 def version_by_tags(client: "MlflowClient", tags: dict[str, str]) -> Version | None:
-    """The newest version that bears all these tags, if one does."""
+    """The newest version that has all these tags, if there is one."""
     conditions = [f"name = '{REGISTERED_MODEL}'", *(f"tags.`{name}` = '{value}'" for name, value in tags.items())]
     found = client.search_model_versions(" and ".join(conditions), max_results=1)
     return read_version(client, found[0]) if found else None
 
 
 def version_by_number(client: "MlflowClient", number: int) -> Version:
-    """The version of that number.
+    """The version with a number.
 
     Raises:
-        RegistryError: Raised if there is none.
+        RegistryError: Raised if there is no such version.
     """
     return read_version(client, find_number(client, number))
 
 
 def find_number(client: "MlflowClient", number: int) -> "ModelVersion":
-    """MLflow's entity of the version of that number, with all its tags.
+    """MLflow's entity of the version with a number, with all its tags.
 
     Raises:
-        RegistryError: Raised if there is none.
+        RegistryError: Raised if there is no such version.
     """
     found = client.search_model_versions(f"name = '{REGISTERED_MODEL}' and version_number = {number}")
     if not found:
-        raise RegistryError(f"{REGISTERED_MODEL} has no version {number}; `make history` shows which there are")
+        raise RegistryError(f"{REGISTERED_MODEL} has no version {number}; `make history` shows the versions")
     return found[0]
 
 
 def read_version(client: "MlflowClient", found: "ModelVersion") -> Version:
-    """Turn MLflow's entity into our record; model files that have left the store are brought back from the registry.
+    """Turn MLflow's entity into our record. If the store lost a model file, it is copied back from the registry.
 
     Raises:
-        RegistryError: Raised if the registry's own copy is missing or altered too.
+        RegistryError: Raised if the registry's copy is missing or altered too.
     """
     try:
         model = Model.model_validate_json(found.tags["model"])

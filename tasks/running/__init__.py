@@ -1,1 +1,1 @@
-"""What every step stands on: cache, locks, log, errors, git."""
+"""What every step needs to run: cache, locks, log, errors, git."""

@@ -1,4 +1,4 @@
-"""When a step's result is reused: the cache policy, the lock by which equal runs compute once, a result's origin."""
+"""When a step's result is reused: the cache policy, the lock that lets equal runs compute once, a result's origin."""
 
 import functools
 import hashlib
@@ -31,12 +31,12 @@ from tasks.running.code import code_of, loaded_code, unseen
 from tasks.running.locks import FileLockManager, store_lock
 from tasks.running.revision import git_revision
 
-# How results are written: a bit that flips in a figure of a record is noticed, too.
+# How results are written. A flipped bit in a record is noticed.
 SERIALIZER = JSONSerializer[Any](jsonlib=sealed_json.__name__)
 
 
 class _Begun(NamedTuple):
-    """What was known of a step when it began: its key, and which modules the process had loaded."""
+    """The state when a step began: its key, and the modules that the process had loaded."""
 
     key: Key
     modules: frozenset[str]
@@ -47,15 +47,16 @@ _BEGUN: dict[UUID, _Begun] = {}  # by task run
 
 @dataclass
 class StepCache(CachePolicy):
-    """Reuses a step's result, in any run, as long as nothing that decides it has changed.
+    """Reuses a step's result in every run, as long as nothing that decides the result has changed.
 
-    The key holds the inputs' identity, the source of every module of the project that the step's own module imports,
-    directly or not (comments and formatting aside), and the versions of the libraries that can change the result.
+    The key has the identity of the inputs, the code of every module of the project that the step's own module imports,
+    directly or not, and the versions of the libraries that can change the result. Comments, docstrings and layout don't
+    count.
 
     Attributes:
         libraries: The distributions whose version counts.
-        reads: Names and digests what the step reads besides its inputs (the bytes of a file, say), from its inputs.
-            None from it says that nobody can tell: then the step always runs.
+        reads: A function of the inputs. It names and digests what else the step reads, for example the bytes of a
+            file. If it returns None, the step always runs.
     """
 
     libraries: tuple[str, ...] = ()
@@ -64,7 +65,7 @@ class StepCache(CachePolicy):
     lock_manager: LockManager | None = field(default_factory=FileLockManager)
 
     def key(self, step: str, module: str, inputs: Mapping[str, Any]) -> Key | None:
-        """What decides the result of `step`, a task defined in `module`, for these inputs; none if nobody can tell."""
+        """What decides the result of `step`, a task in `module`, for these inputs. None if `reads` returns None."""
         read = self.reads(**inputs) if self.reads else {}
         if read is None:
             return None
@@ -78,7 +79,7 @@ class StepCache(CachePolicy):
     def compute_key(
         self, task_ctx: TaskRunContext, inputs: dict[str, Any], flow_parameters: dict[str, Any], **kwargs: Any
     ) -> str | None:
-        """The key's digest, under which Prefect stores the result; none to store nothing."""
+        """The digest of the key, under which Prefect stores the result. None means that nothing is stored."""
         del flow_parameters, kwargs
         key = self.key(task_ctx.task.name, task_ctx.task.fn.__module__, inputs)
         if key is None:
@@ -89,23 +90,23 @@ class StepCache(CachePolicy):
 
 
 def forget_foreign(kept: Path) -> None:
-    """Delete a kept result that was altered, or isn't JSON of this project's own records, so that its step runs again.
+    """Delete a kept result that was altered, or isn't JSON of this project's records, so that its step runs again.
 
-    Such a file itself names what reads it: Prefect would unpickle it, or import the module that it names.
+    The file itself says how Prefect reads it. Prefect would unpickle it, or import any module that it names.
     """
     try:
-        result = from_json(kept.read_bytes())  # by the parser that Prefect has
+        result = from_json(kept.read_bytes())  # with the same parser as Prefect
     except (OSError, ValueError):
-        return  # there is none, or none that Prefect can read: it runs the step
+        return  # there is no result, or Prefect can't read it either, and runs the step
     if not is_own(result):
         get_logger("mnist").warning(
-            f"{kept} was altered, or isn't this project's: it is deleted, and the step runs again"
+            f"{kept} was altered, or isn't from this project; it is deleted, and the step runs again"
         )
         kept.unlink(missing_ok=True)
 
 
 def is_own(result: Any) -> bool:
-    """Whether a kept result is unaltered, is read as JSON, and names no class but this project's records."""
+    """Whether a kept result is unaltered, is read as JSON, and names only this project's record classes."""
     named: list[Any] = []
 
     def note(found: dict[str, Any]) -> dict[str, Any]:
@@ -121,7 +122,7 @@ def is_own(result: Any) -> bool:
 
 
 def record_classes() -> list[str]:
-    """The classes of results, as Prefect names them: every record class that this process has loaded."""
+    """The classes of results, by the names that Prefect gives them: all record classes that this process loaded."""
     found, classes = [Record], []
     while found:
         record = found.pop()
@@ -131,17 +132,17 @@ def record_classes() -> list[str]:
 
 
 def running_key() -> Key | None:
-    """The key of the running task, as it was when the task began; none for a task without one, or outside of a run."""
+    """The key of the running task when it began. None if the task has no key, or runs outside of a flow run."""
     context = TaskRunContext.get()
     begun = _BEGUN.get(context.task_run.id) if context else None
     return begun.key if begun else None
 
 
 def origin() -> Origin | None:
-    """Who computes the result of the running task; none where it was called as `task.fn(…)`.
+    """Which run computes the result of the running task, and from what. None if it was called as `task.fn(…)`.
 
     Raises:
-        CodeError: Raised if the step has loaded code of this checkout that its key doesn't hold.
+        CodeError: Raised if the step has loaded code of this checkout that isn't in its key.
     """
     context = TaskRunContext.get()
     if context is None:
@@ -162,11 +163,11 @@ def origin() -> Origin | None:
     )
 
 
-library_version = functools.cache(importlib.metadata.version)  # it parses all that a package says of itself
+library_version = functools.cache(importlib.metadata.version)  # each call parses the whole metadata of a package
 
 
 def python_and_libraries(names: Iterable[str]) -> dict[str, str]:
-    """The versions of Python and of libraries, by name."""
+    """The versions of Python and of some libraries, by name."""
     return {"python": platform.python_version()} | {name: library_version(name) for name in names}
 
 
@@ -180,7 +181,7 @@ def _digest_inputs(step: str, inputs: Mapping[str, Any]) -> Iterator[tuple[str, 
 
 
 def _identity(value: Any) -> Any:
-    """What of a record decides a result computed from it: its own word if it has one, else all but its origin."""
+    """What of a record decides a result computed from it: its `identity()` if it has one, else all but its origin."""
     if hasattr(value, "identity"):
         return value.identity()
     if isinstance(value, BaseModel):
@@ -198,13 +199,13 @@ def _sha256(text: str) -> str:
 
 @contextmanager
 def reusing_results(refresh: bool) -> Iterator[None]:
-    """Hold for a whole run: its steps reuse what earlier runs left, and gc removes none of that meanwhile.
+    """A context for a whole run: its steps reuse the results of earlier runs, and gc removes none of those meanwhile.
 
     Args:
         refresh: Compute every step again instead.
 
     Raises:
-        CodeError: Raised if it is unclear which code runs, or if a cache key can't see some of it.
+        CodeError: Raised if it is unclear which code runs, or if cache keys can't see some of it.
     """
     loaded_code()
     compute_again = temporary_settings({PREFECT_TASKS_REFRESH_CACHE: True}) if refresh else nullcontext()

@@ -1,4 +1,4 @@
-"""Code: which modules of this checkout a step can reach, and the digests of their source as this process loaded it."""
+"""Code: which modules of this checkout a step can reach, and the digests of the source that this process loaded."""
 
 import ast
 import functools
@@ -18,7 +18,7 @@ from artifacts.errors import CodeError
 from artifacts.settings import CHECKOUT
 from tasks.running.revision import working_tree
 
-# A file system stamps files with the kernel's clock, which may lag by a tick.
+# File systems take their time stamps from the kernel's clock, which may be a tick behind.
 TICK_SECONDS = 0.01
 
 
@@ -26,8 +26,8 @@ class Code(NamedTuple):
     """The code that this process has loaded.
 
     Attributes:
-        imports: Who imports whom; each module also counts as an importer of the packages it lies in, since Python runs
-            their ``__init__.py`` first.
+        imports: Which module imports which. A module also counts as an importer of the packages that it is in, since
+            Python runs their ``__init__.py`` first.
         digests: SHA-256 by module.
     """
 
@@ -44,13 +44,13 @@ def packages() -> list[str]:
 def loaded_code() -> Code:
     """Load all modules that a step can reach, and digest their source.
 
-    From here on, a file that is saved while the process runs changes neither what it runs nor what it records.
+    A file that is saved later changes neither what this process runs nor what it records.
 
     Raises:
-        CodeError: Raised if a file was saved since the process started to load the project, or if a module imports code
-            of the checkout that lies outside of `packages`.
+        CodeError: Raised if a file was saved after the process had started to load the project, or if a module imports
+            code of the checkout that is outside of `packages`.
     """
-    working_tree()  # keeps the patch of these very sources, for register
+    working_tree()  # remembers the patch of the sources as they are now, for register
     imports = grimp.build_graph(
         *packages(), cache_dir=None, exclude_type_checking_imports=True, include_external_packages=True
     )
@@ -81,33 +81,33 @@ def loaded_code() -> Code:
 
 
 def code_of(module: str) -> dict[str, str]:
-    """Digest by module of the code that `module` depends on: itself, what it imports, and the packages around those.
+    """Digests, by module, of the code that `module` depends on: itself, all that it imports, and their packages.
 
     Raises:
-        CodeError: Raised as by `loaded_code`.
+        CodeError: Raised by `loaded_code`.
     """
     imports, digests = loaded_code()
     return {name: digests[name] for name in sorted(_reachable(imports, {module}) & digests.keys())}
 
 
 def digest_module(source: str) -> str:
-    """SHA-256 of a module's syntax tree; comments, docstrings and line layout are left out."""
+    """SHA-256 of a module's syntax tree, without comments, docstrings and line layout."""
     return _sha256(ast.dump(_WithoutDocstrings().visit(ast.parse(source))))
 
 
 def digest_code(code: Mapping[str, str]) -> str:
-    """One digest of some modules' digests."""
+    """One digest of the digests of some modules."""
     return _sha256(json.dumps(code, sort_keys=True))
 
 
 def unseen(modules: Iterable[str], code: Mapping[str, str]) -> list[str]:
-    """Those of some loaded modules that lie in the checkout and aren't in a key's code."""
+    """Which of some loaded modules are in the checkout, but not in a key's code."""
     return sorted(name for name in modules if name not in code and name in sys.modules and _lies_in_checkout(name))
 
 
 class _WithoutDocstrings(ast.NodeTransformer):
     def visit_Expr(self, node: ast.Expr) -> ast.Expr | None:
-        """Drop a statement that is nothing but a string."""
+        """Drop a statement that is only a string."""
         return None if isinstance(node.value, ast.Constant) and isinstance(node.value.value, str) else node
 
 
@@ -116,7 +116,8 @@ def _reachable(imports: grimp.ImportGraph, modules: set[str]) -> set[str]:
 
 
 def _lies_in_checkout(module: str) -> bool:
-    spec = find_spec(module) if module not in sys.modules else sys.modules[module].__spec__
+    loaded = sys.modules.get(module)
+    spec = loaded.__spec__ if loaded else find_spec(module)
     if spec is None:
         return False
     places = [Path(place) for place in (spec.origin, *(spec.submodule_search_locations or ())) if place]

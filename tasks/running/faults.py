@@ -1,4 +1,4 @@
-"""What goes wrong around a run, said in one line: a disk that is full, a database that is damaged, locked or gone."""
+"""Faults around a run, each explained in one line: a full disk, a database that is damaged, locked or gone."""
 
 import errno
 import logging
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from prefect.client.schemas import TaskRun
 
 
-# As SQLite says it, whichever library passes it on.
+# SQLite's own words. Other libraries pass them on.
 DAMAGED = ("file is not a database", "database disk image is malformed", "malformed database schema")
 
 
 def explain(error: BaseException) -> MnistError | None:
-    """What a person is told of an error: what happened, where, and what to do; none if it is a defect of the pipeline.
+    """Explain an error to a person: what happened, where, and what to do. None if it is a defect of the pipeline.
 
-    MLflow, SQLAlchemy and Keras each wrap what the system says in their own way, so all that is below counts.
+    MLflow, SQLAlchemy and Keras wrap the system's errors in their own ways, so all causes of the error are looked at.
     """
     if isinstance(error, MnistError):
         return error
@@ -37,7 +37,7 @@ def explain(error: BaseException) -> MnistError | None:
     if (
         numbers & {errno.ENOSPC, errno.EDQUOT}
         or "database or disk is full" in said
-        # Prefect's server says only that it failed.
+        # Prefect's server only says that it failed.
         or ("500 Internal Server Error" in said and shutil.disk_usage(where).free < 1_000_000)
     ):
         return StoreError(f"the disk of {where} is full; make room there and run again: finished steps are reused")
@@ -50,24 +50,26 @@ def explain(error: BaseException) -> MnistError | None:
             f"another process has locked the database {settings.tracking_uri} for too long; end it, and run again"
         )
     if any(damage in said for damage in DAMAGED):
-        # Only MLflow uses SQLAlchemy in this process; the other database that it opens is the lock of the store.
+        # In this process, only MLflow uses SQLAlchemy. The other database that it opens is the lock of the store.
         if "sqlalche.me" in said:
             return damaged_registry(settings, said.splitlines()[0])
         return StoreError(f"{settings.home}/locks/store.db is damaged; delete it while no run is going")
     if any(type(cause).__name__ == "MlflowException" and "API request to" in str(cause) for cause in causes):
-        return RegistryError(f"MLflow at {settings.tracking_uri} doesn't answer; start it, or mend MLFLOW_TRACKING_URI")
+        return RegistryError(
+            f"MLflow at {settings.tracking_uri} doesn't answer; start it, or correct MLFLOW_TRACKING_URI"
+        )
     return None
 
 
 def may_pass(task: "Task[..., object]", task_run: "TaskRun", state: "State[object]") -> bool:
-    """Whether a step should be tried again: a lock is released, a server comes back; a damaged file stays damaged."""
+    """Whether to try a step again: a lock is released and a server comes back, but a damaged file stays damaged."""
     del task, task_run
     error = state.result(raise_on_failure=False)
     return not isinstance(error, MnistError) and not isinstance(explain(error), StoreError)  # type: ignore[arg-type]
 
 
 def check_prefect(settings: Settings) -> None:
-    """See that Prefect's database is whole, but for what its rows hold, or not there yet.
+    """Check that Prefect's database is undamaged or doesn't exist yet. The content of its rows isn't checked.
 
     Raises:
         StoreError: Raised if it is damaged.
@@ -77,19 +79,19 @@ def check_prefect(settings: Settings) -> None:
 
 
 def damaged_prefect(settings: Settings, damage: str) -> StoreError:
-    """What to do about a damaged database of Prefect's."""
+    """The error for a damaged database of Prefect's."""
     return StoreError(
         f"Prefect's database {settings.prefect_database} is damaged ({damage}); restore it from a backup, or move "
-        "it and its -wal and -shm away to begin with an empty one: what it holds is the history of runs, not models"
+        "it and its -wal and -shm files away to begin with an empty one: it has the history of runs, but no models"
     )
 
 
 def check_registry(settings: Settings) -> None:
-    """See that the embedded registry's database is whole, or that nothing was registered yet.
+    """Check that the embedded registry's database is undamaged, or that nothing was registered yet.
 
     Raises:
-        StoreError: Raised if it is damaged, or gone while the files of its models are there: MLflow would begin an
-            empty one without a word, and the next model would be champion for want of another.
+        StoreError: Raised if the database is damaged, or if it is gone although there are files of its models. MLflow
+            would silently begin an empty database, and the next model would become champion without a comparison.
     """
     file = settings.registry_database
     if file is None:
@@ -102,21 +104,21 @@ def check_registry(settings: Settings) -> None:
 
 
 def damaged_registry(settings: Settings, damage: str) -> StoreError:
-    """What to do about a damaged registry."""
+    """The error for a damaged registry."""
     folder = settings.home / "mlflow"
     return StoreError(
         f"MLflow's database {settings.tracking_uri} is damaged ({damage}); restore it from a backup, or move {folder} "
-        "away to begin an empty registry: the models' files are in there, versions and champion were in the database"
+        "away to begin an empty registry: that folder has the models' files, the database had versions and champion"
     )
 
 
 def find_damage(database: Path, rows_too: bool = True) -> str | None:
-    """What SQLite finds wrong with a file; none if it is whole, missing, or locked by another process.
+    """What SQLite finds wrong with a file. None if it is undamaged, missing, or locked by another process.
 
     Args:
         database: The file.
-        rows_too: Read all of it, which takes seconds if it has the artifacts of a thousand runs; else only walk through
-            its tables.
+        rows_too: Whether to read everything, which takes seconds if there are the artifacts of a thousand runs.
+            Otherwise only the tables are visited.
     """
     if not database.exists():
         return None
@@ -129,7 +131,7 @@ def find_damage(database: Path, rows_too: bool = True) -> str | None:
             else:
                 for (table,) in tables:
                     connection.execute(f'SELECT count(*) FROM "{table}" NOT INDEXED').fetchone()  # noqa: S608
-        except sqlite3.OperationalError:  # who needs it will say so
+        except sqlite3.OperationalError:  # whatever needs the database will say so
             return None
         except sqlite3.DatabaseError as error:
             return str(error)
@@ -144,10 +146,10 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 @contextmanager
 def errors_in_one_line() -> Iterator[None]:
-    """Decorator of a flow: what isn't a defect of the pipeline is logged, and fails the run, in one line.
+    """A decorator of flows: an error that isn't a defect of the pipeline is logged in one line, and fails the run.
 
     Raises:
-        MnistError: Raised in place of what `tasks.running.faults.explain` has a word for.
+        MnistError: Raised in place of each error that `tasks.running.faults.explain` can explain.
     """
     for name in ("prefect.flow_runs", "prefect.task_runs"):
         logging.getLogger(name).addFilter(_drop_traceback)

@@ -1,4 +1,4 @@
-"""Locks: between all processes of one ``MNIST_HOME``; each ends with its holder."""
+"""Locks between all processes of one ``MNIST_HOME``. Each lock ends when its holder ends."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -14,26 +14,26 @@ from tasks.running.logs import run_logger
 
 
 def file_lock(name: str) -> FileLock:
-    """A lock that every process with this ``MNIST_HOME`` shares, and that ends with its holder."""
+    """A lock that all processes with this ``MNIST_HOME`` share. It ends when its holder ends."""
     return FileLock(_locks() / name, thread_local=False)
 
 
 def store_lock() -> ReadWriteLock:
-    """The lock of what earlier runs left: a run holds it for reading while it goes, gc for writing while it removes.
+    """The lock of the store: a run holds it for reading, and gc holds it for writing while it removes files.
 
-    Between the reuse of a result and the end of the run, nothing else says that the result's files are needed.
+    While a run goes, nothing else tells gc that the files of a reused result are needed.
     """
     return ReadWriteLock(_locks() / "store.db", is_singleton=False)
 
 
 def registry_lock() -> FileLock:
-    """The lock that is held from reading who the champion is until a verdict that relies on it is carried out."""
+    """The lock of the registry. A run holds it from reading the champion until its verdict is carried out."""
     return file_lock("registry")
 
 
 @contextmanager
 def no_run_going(wait_minutes: float) -> Iterator[None]:
-    """Wait until no run is going, and let none begin meanwhile.
+    """Wait until no run is going, and let no run begin in the context.
 
     Raises:
         StoreError: Raised if runs are still going after `wait_minutes`.
@@ -43,13 +43,13 @@ def no_run_going(wait_minutes: float) -> Iterator[None]:
         try:
             held.enter_context(lock.write_lock(timeout=0))
         except Timeout:
-            run_logger().info(f"runs are going; waiting for their end, at most {wait_minutes:g} minutes")
+            run_logger().info(f"runs are going; waiting until they end, at most {wait_minutes:g} minutes")
             try:
                 held.enter_context(lock.write_lock(timeout=wait_minutes * 60))
             except Timeout:
                 raise StoreError(
                     f"runs are still going after {wait_minutes:g} minutes, and may need what would be removed; "
-                    "nothing was: try again later, or wait longer with --keep.wait_minutes"
+                    "nothing was removed: try again later, or wait longer with --keep.wait_minutes"
                 ) from None
         yield
 
@@ -71,14 +71,14 @@ class FileLockManager(LockManager):
         self._held: dict[str, tuple[str, FileLock]] = {}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """Itself: Prefect copies a policy with its lock manager, and the copies must share what is held."""
+        """Return itself: Prefect copies a policy with its lock manager, and the copies must share the locks."""
         return self
 
     def acquire_lock(
         self, key: str, holder: str, acquire_timeout: float | None = None, hold_timeout: float | None = None
     ) -> bool:
-        """Take the lock, waiting at most `acquire_timeout` seconds; held until released or the process ends."""
-        del hold_timeout  # the kernel knows when the holder is gone; nothing has to expire
+        """Take the lock, waiting at most `acquire_timeout` seconds. It ends with `release_lock` or the process."""
+        del hold_timeout  # the kernel releases the lock of a dead holder, so nothing has to expire
         if self.is_lock_holder(key, holder):
             return True
         lock = file_lock(key)
@@ -92,7 +92,7 @@ class FileLockManager(LockManager):
     async def aacquire_lock(
         self, key: str, holder: str, acquire_timeout: float | None = None, hold_timeout: float | None = None
     ) -> bool:
-        """See `acquire_lock`; the steps are synchronous, so this is never waited for."""
+        """See `acquire_lock`. The steps are synchronous, so nothing awaits this."""
         return self.acquire_lock(key, holder, acquire_timeout, hold_timeout)
 
     def release_lock(self, key: str, holder: str) -> None:
@@ -114,7 +114,7 @@ class FileLockManager(LockManager):
         return key in self._held and self._held[key][0] == holder
 
     def wait_for_lock(self, key: str, timeout: float | None = None) -> bool:
-        """Wait until the lock is free; false if it isn't after `timeout` seconds."""
+        """Wait until the lock is free. False if it isn't free after `timeout` seconds."""
         try:
             with file_lock(key).acquire(timeout=-1 if timeout is None else timeout):
                 return True

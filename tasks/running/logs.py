@@ -1,4 +1,4 @@
-"""What a person reads of a run while it goes: log lines, progress, and errors without tracebacks."""
+"""What a person reads while a run goes: log lines and progress."""
 
 import logging
 import time
@@ -12,7 +12,7 @@ from prefect.logging import get_run_logger
 
 
 def run_logger() -> "logging.Logger | logging.LoggerAdapter[logging.Logger]":
-    """The running task's logger, which the UI shows; a plain one where the task was called as `task.fn(…)`."""
+    """The logger of the running task, which the UI shows. A plain logger if the task was called as `task.fn(…)`."""
     try:
         return get_run_logger()
     except MissingContextError:
@@ -20,10 +20,10 @@ def run_logger() -> "logging.Logger | logging.LoggerAdapter[logging.Logger]":
 
 
 class Progress:
-    """How far a step is, on the run's page while it goes; nothing where the task was called as `task.fn(…)`."""
+    """The progress of a step, on the run's page while it goes. Shows nothing if the task was called as `task.fn(…)`."""
 
     def __init__(self, n_parts: int = 1) -> None:
-        """Begin at 0, of as many parts."""
+        """Begin at 0, with a number of parts."""
         self._part, self._n_parts = 0, n_parts
         context = TaskRunContext.get()
         self._key = f"{context.task.name}-progress" if context else None
@@ -31,12 +31,12 @@ class Progress:
         self._shown = 0.0
 
     def begin(self, what: str) -> str:
-        """Begin the next part; what to put before what is said of it: ``"network 2 of 4: "``, nothing if it's alone."""
+        """Begin the next part, and return the beginning of its messages: ``"network 2 of 4: "``; ``""`` if it is alone."""
         self._part += 1
         return f"{what} {self._part} of {self._n_parts}: " if self._n_parts > 1 else ""
 
     def show(self, share: float, description: str) -> None:
-        """Show a share of the part in 0–1, and what it means; at most every two seconds, and at the end."""
+        """Show which share of the part is done, in 0–1, with a text: at most every two seconds, and at the end."""
         share = (self._part - 1 + share) / self._n_parts
         if self._key is None or (share < 1 and time.monotonic() - self._shown < 2):
             return
@@ -47,5 +47,5 @@ class Progress:
                 self._artifact = create_progress_artifact(percent, self._key, description)  # type: ignore[assignment]
             else:
                 update_progress_artifact(self._artifact, percent, description)
-        except httpx.HTTPError as error:  # the work goes on without a server
+        except httpx.HTTPError as error:  # the work continues without a server
             run_logger().warning(f"the progress isn't shown: {error}")

@@ -1,4 +1,4 @@
-"""The checkout in git: its revision, and the patch of what isn't committed."""
+"""The checkout in git: its revision, and the patch of its uncommitted changes."""
 
 import functools
 import os
@@ -11,16 +11,16 @@ from typing import NamedTuple
 from artifacts.errors import GitError
 from artifacts.settings import CHECKOUT
 
-# New files that count although git doesn't know them yet; a data set or a notebook in the checkout doesn't.
+# New files of these kinds count although git doesn't know them yet. A data set or a notebook doesn't count.
 NEW_FILES = ("*.py", "*.lock", "artifacts/templates")
 
 
 class WorkingTree(NamedTuple):
-    """The checkout's files, as git has them.
+    """The state of the checkout in git.
 
     Attributes:
-        revision: The commit checked out; none outside of git.
-        patch: What `git apply` makes of that commit to get these files; empty if nothing differs.
+        revision: The commit that is checked out. None outside of git.
+        patch: The patch that turns this commit into the current files, for `git apply`. Empty if nothing differs.
     """
 
     revision: str | None
@@ -29,7 +29,7 @@ class WorkingTree(NamedTuple):
 
 @functools.cache
 def working_tree() -> WorkingTree:
-    """The checkout as first seen by this process: a file saved during a run isn't the code that the run loaded."""
+    """The checkout when this process first asked. A file that is saved later isn't the code that the process loaded."""
     try:
         return WorkingTree(git(CHECKOUT, "rev-parse", "HEAD").decode().strip(), uncommitted(CHECKOUT))
     except GitError:
@@ -37,13 +37,13 @@ def working_tree() -> WorkingTree:
 
 
 def git_revision() -> str | None:
-    """The checkout's revision, ending in ``-dirty`` if files differ from it; none outside of git."""
+    """The revision of the checkout. It ends in ``-dirty`` if files differ from it. None outside of git."""
     revision, patch = working_tree()
     return f"{revision}-dirty" if patch else revision
 
 
 def uncommitted(checkout: Path) -> bytes:
-    """The patch of what differs from the last commit, with the project's new files; git's index stays as it is.
+    """The patch of all differences from the last commit, including new files. Git's index stays as it is.
 
     Raises:
         GitError: Raised if the checkout isn't git's.
@@ -52,7 +52,7 @@ def uncommitted(checkout: Path) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         copy = shutil.copy(index, folder)
         git(checkout, "add", "--intent-to-add", "--", *NEW_FILES, index=copy)
-        # As text that any git applies, whatever the user has set for reading it.
+        # The options make a patch that any git applies, whatever this user's settings are.
         plain = ("--binary", "--no-color", "--no-ext-diff", "--no-textconv", "--src-prefix=a/", "--dst-prefix=b/")
         return git(checkout, "diff", *plain, "HEAD", "--", ".", index=copy)
 
@@ -64,7 +64,7 @@ def git(folder: Path, *arguments: str, index: str | None = None) -> bytes:
         What it prints.
 
     Raises:
-        GitError: Raised if there is no git, or it refuses; with its last line.
+        GitError: Raised if there is no git, or git refuses. The message has the last line of git's output.
     """
     program = shutil.which("git")
     if program is None:

@@ -1,6 +1,6 @@
-"""JSON with its SHA-256 in front: what Prefect keeps of a step is written so, and an altered result isn't taken for it.
+"""JSON with its SHA-256 in front. Prefect keeps the results of steps in this form, so that altered ones are noticed.
 
-Prefect's JSON serializer takes any module that has these two functions.
+Prefect's JSON serializer accepts any module with these two functions.
 """
 
 import hashlib
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def dumps(value: Any, **options: Any) -> str:
-    """Write a value, see `json.dumps`."""
+    """Write a value as JSON, see `json.dumps`."""
     text = json.dumps(value, **options)
     return f"{hashlib.sha256(text.encode()).hexdigest()} {text}"
 
@@ -22,5 +22,5 @@ def loads(sealed: str, **options: Any) -> Any:
     """
     digest, _, text = sealed.partition(" ")
     if hashlib.sha256(text.encode()).hexdigest() != digest:
-        raise ValueError("its bytes don't have the digest in front of them")
+        raise ValueError("its bytes don't match the digest in front of them")
     return json.loads(text, **options)

@@ -39,7 +39,7 @@ down: .venv/synced ## Stop what `make up` started.
 	@$(BIN)/python -m service.server down
 
 test: .venv/synced browser ## Run the tests; ARGS="tests/artifacts -x" runs a part.
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 3 --no-loadscope-reorder $(ARGS)
 
 quick: .venv/synced ## Run the tests that need no server and no TensorFlow, in under 30 seconds.
 	$(BIN)/python -m pytest --quick --numprocesses 2 --quiet $(QUICK) $(ARGS)

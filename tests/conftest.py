@@ -47,6 +47,8 @@ from tasks.robustness import measure_robustness  # noqa: E402
 from tasks.train import train_model  # noqa: E402
 from tasks.validate import ValidateParameters  # noqa: E402
 
+pytest_plugins = ("tests.deployed",)
+
 # Bounds wide enough for the sample; all else as strict as for MNIST.
 TINY = ValidateParameters(
     n_train=200,
@@ -64,6 +66,8 @@ FAST = TrainParameters(epochs=1, precision="float32", validation_share=0.1)
 
 # A test that uses one of these, directly or not, needs a server, TensorFlow, a browser or a copy of the checkout.
 EXPENSIVE = {"browser", "copy_checkout", "prefect_server", "training"}
+# The files whose tests share one `make up`, so one process runs them all; it takes longest, so it begins first.
+SHARED = ("tests/deployment/test_deployment.py", "tests/browser/test_prefect_ui.py", "tests/faults/test_kill.py")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -74,20 +78,38 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Take TensorFlow away from a quick run: a test that needs it fails, and must be marked."""
     if config.getoption("--quick"):
-        sys.modules["tensorflow"] = sys.modules["keras"] = sys.modules["mlflow"] = None  # type: ignore[assignment]
+        sys.modules["tensorflow"] = sys.modules["keras"] = None  # type: ignore[assignment]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave expensive tests out of a quick run."""
-    if not config.getoption("--quick"):
-        return
-    expensive = [
-        item
-        for item in items
-        if item.get_closest_marker("expensive") or EXPENSIVE & set(getattr(item, "fixturenames", ()))
-    ]
-    config.hook.pytest_deselected(items=expensive)
-    items[:] = [item for item in items if item not in expensive]
+    """Put the tests that take longest first, and leave expensive ones out of a quick run."""
+    if config.getoption("--quick"):
+        expensive = [
+            item
+            for item in items
+            if item.get_closest_marker("expensive") or EXPENSIVE & set(getattr(item, "fixturenames", ()))
+        ]
+        config.hook.pytest_deselected(items=expensive)
+        items[:] = [item for item in items if item not in expensive]
+    order = {file: number for number, file in enumerate(SHARED)}
+    items.sort(key=lambda item: order.get(file_of(item.nodeid), len(order)))
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give the tests of a file to one process, and those of all files that share one `make up`."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = file_of(nodeid)
+            return "shared" if file in SHARED else file
+
+    return ByFile(config, log)
+
+
+def file_of(test: str) -> str:
+    """The file of a test, by its id."""
+    return test.partition("::")[0]
 
 
 def pytest_sessionfinish() -> None:

@@ -51,6 +51,16 @@ FRAGMENTS = (
 DIGESTS = {name: character * 64 for name, character in zip(("data", "code", "model"), "abc", strict=True)}
 
 
+PNGS = {}
+
+
+def picture(key, draw, *arguments):
+    """Draw a picture once for each key, since drawing takes longest, and store it."""
+    if key not in PNGS:
+        PNGS[key] = draw(*arguments)
+    return put_bytes(".png", PNGS[key])
+
+
 def make_run(n_wrong=3, **changes):
     """A run whose test set has 400 images, the last `n_wrong` predicted wrong."""
     rng = np.random.default_rng(0)
@@ -167,11 +177,11 @@ def make_run(n_wrong=3, **changes):
         "verdict": verdict("promote", minimum=True),
         "report": Report(
             pictures={
-                "learning_curves": put_bytes(".png", pictures.learning_curves(history)),
-                "confusion_matrix": put_bytes(".png", pictures.confusion_matrix(matrix.tolist())),
-                "wrong_predictions": put_bytes(".png", pictures.wrong_predictions(scaled, cases)),
-                "robustness": put_bytes(".png", pictures.robustness(make_slices(), ())),
-                "confidence": put_bytes(".png", pictures.confidence(labels, probabilities, probabilities, 12)),
+                "learning_curves": picture("learning curves", pictures.learning_curves, history),
+                "confusion_matrix": picture(("confusion", n_wrong), pictures.confusion_matrix, matrix.tolist()),
+                "wrong_predictions": picture(("wrong", n_wrong), pictures.wrong_predictions, scaled, cases),
+                "robustness": picture("robustness", pictures.robustness, make_slices(), ()),
+                "confidence": picture("confidence", pictures.confidence, labels, probabilities, probabilities, 12),
             },
             wrong_predictions_csv=put_bytes(".csv", pictures.wrong_predictions_csv(cases, probabilities)),
         ),

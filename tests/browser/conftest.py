@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from tests.deployment.conftest import Deployed, checkout, deployed  # noqa: F401 - the fixtures
+from tests.deployed import Deployed
 
 
 @pytest.fixture(scope="session")
@@ -32,7 +32,7 @@ def screenshots(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def ui(browser: Browser, deployed: Deployed) -> Iterator[Page]:  # noqa: F811
+def ui(browser: Browser, deployed: Deployed) -> Iterator[Page]:
     """A page of the Prefect UI, signed in."""
     page = browser.new_context(viewport={"width": 1300, "height": 1000}, device_scale_factor=2).new_page()
     page.goto(deployed.ui)

@@ -54,7 +54,7 @@ def run(ui: Page, deployed, sample_parameters, screenshots):
     ui.goto(f"{deployed.ui}/v2/deployments/deployment/{deployment}/run")
     submit = ui.get_by_role("button", name="Submit")
     expect(submit).to_be_visible()
-    expect(ui.get_by_text("Passes over the training images; a part of one will do.")).to_be_visible()
+    expect(ui.get_by_text("Passes over the training images. A part of a pass is allowed.")).to_be_visible()
     ui.screenshot(path=screenshots / "form.png", full_page=True)
     submit.click()
     ui.wait_for_url(re.compile("flow-run/|deployment/[^/]+$"))

@@ -38,7 +38,9 @@ with get_client(sync_client=True) as client:
     every = DeploymentScheduleCreate(schedule=IntervalSchedule(interval=timedelta(seconds=20)), parameters=%r)
     deployment = client.read_deployment_by_name("mnist/train")
     route = f"/deployments/{deployment.id}/schedules"
-    client._client.post(route, json=[every.model_dump(mode="json")]).raise_for_status()
+    answer = client._client.post(route, json=[every.model_dump(mode="json")])
+    answer.raise_for_status()
+    print(answer.json()[0]["id"])
 """
 
 
@@ -74,8 +76,7 @@ def test_a_run_from_a_shell(deployed, run, sample_npz, tmp_path):
     assert len((tmp_path / "labels.csv").read_text().splitlines()) == 101
 
 
-def test_the_command_line_uses_the_same_server_and_store(deployed, sample_parameters):
-    start(deployed, sample_parameters, "before-make-train")
+def test_the_command_line_uses_the_same_server_and_store(deployed, run, sample_parameters):
     flags = as_flags(sample_parameters)
     result = deployed.run("python", "-m", "flows", "train", *flags)
     assert "temporary server" not in result.stderr
@@ -212,13 +213,14 @@ def test_a_schedule_fires_and_retrains_on_changed_data(deployed, sample_paramete
     file = tmp_path / "growing.npz"
     np.savez(file, **arrays)
     scheduled = sample_parameters | {"ingest": {"source": "path", "path": str(file)}}
-    deployed.python(CREATE_SCHEDULE % scheduled)
+    schedule = deployed.python(CREATE_SCHEDULE % scheduled).strip()
     manifests = wait_for_manifests(deployed, file, 1)
     arrays["x_train"][:, 14, 14] ^= 1
     temporary = tmp_path / "next.npz"
     np.savez(temporary, **arrays)
     temporary.replace(file)
     manifests = wait_for_manifests(deployed, file, 2)
+    deployed.run("prefect", "deployment", "schedule", "delete", "mnist/train", schedule, "--accept-yes")
     assert len({manifest["weights_digest"] for manifest in manifests}) == 2
 
 

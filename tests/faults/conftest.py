@@ -7,8 +7,6 @@ from typing import Literal
 import pytest
 from _pytest.terminal import TerminalReporter
 
-from tests.deployment.conftest import checkout, deployed  # noqa: F401 - the fixtures
-
 Result = Literal["recovered", "clear error"]
 Came = Callable[[str, Result, float], None]
 

@@ -111,14 +111,14 @@ def with_seed(parameters, seed):
 
 
 @pytest.fixture
-def its_home(deployed, monkeypatch):
+def its_home(own_deployed, monkeypatch):
     """The MNIST_HOME of the deployment, as this process's own."""
-    monkeypatch.setenv("MNIST_HOME", str(deployed.home))
-    return deployed.home
+    monkeypatch.setenv("MNIST_HOME", str(own_deployed.home))
+    return own_deployed.home
 
 
-def start_in(deployed, command, parameters=()):
-    return start(command, parameters, cwd=deployed.checkout, environment=dict(deployed.environment))
+def start_in(own_deployed, command, parameters=()):
+    return start(command, parameters, cwd=own_deployed.checkout, environment=dict(own_deployed.environment))
 
 
 def logs(home):
@@ -127,9 +127,9 @@ def logs(home):
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_eight_equal_runs_train_once(deployed, its_home, sample_parameters, came):
+def test_eight_equal_runs_train_once(own_deployed, its_home, sample_parameters, came):
     began = time.monotonic()
-    finish([start_in(deployed, "train", with_seed(sample_parameters, 100)) for _ in range(8)])
+    finish([start_in(own_deployed, "train", with_seed(sample_parameters, 100)) for _ in range(8)])
     came("8 equal runs at once", "recovered", time.monotonic() - began)
     trained = [trained_anew(manifest) for manifest in read_manifests(its_home).values()]
     assert sorted(trained) == [False] * 7 + [True]
@@ -143,11 +143,11 @@ def trained_anew(manifest):
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_eight_different_runs_all_complete(deployed, its_home, sample_parameters, came):
+def test_eight_different_runs_all_complete(own_deployed, its_home, sample_parameters, came):
     before = set(read_manifests(its_home))
     n_before = len({manifest["version"] for manifest in read_manifests(its_home).values()})
     began = time.monotonic()
-    finish([start_in(deployed, "train", with_seed(sample_parameters, seed)) for seed in range(8)])
+    finish([start_in(own_deployed, "train", with_seed(sample_parameters, seed)) for seed in range(8)])
     came("8 different runs at once", "recovered", time.monotonic() - began)
     new = {folder: manifest for folder, manifest in read_manifests(its_home).items() if folder not in before}
     assert len(new) == len({manifest["version"] for manifest in new.values()}) == 8
@@ -162,22 +162,22 @@ def test_eight_different_runs_all_complete(deployed, its_home, sample_parameters
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_a_clean_up_between_runs_loses_nothing(deployed, its_home, sample_parameters, came):
+def test_a_clean_up_between_runs_loses_nothing(own_deployed, its_home, sample_parameters, came):
     """All that isn't needed goes, at any age, while runs begin, go and end."""
     again, new = with_seed(sample_parameters, 0), with_seed(sample_parameters, 50)
     everything = {"keep": {"days": 0, "runs": 100, "versions": 100}, "apply": True}
     began = time.monotonic()
     processes = [
-        start_in(deployed, command, parameters)
+        start_in(own_deployed, command, parameters)
         for command, parameters in (("train", new), ("gc", everything), ("train", again), ("gc", everything))
     ]
     finish(processes)
-    finish([start_in(deployed, "gc", everything)])
+    finish([start_in(own_deployed, "gc", everything)])
     came("runs and clean-ups at once", "recovered", time.monotonic() - began)
     check_that_nothing_is_mixed(its_home)
     # What the new run left is there to be reused.
     before = set(read_manifests(its_home))
-    finish([start_in(deployed, "train", new)])
+    finish([start_in(own_deployed, "train", new)])
     (manifest,) = [m for folder, m in read_manifests(its_home).items() if folder not in before]
     states = {step["name"]: step["state"] for step in manifest["steps"]}
     of_itself = STEPS[: STEPS.index("gate")]  # the others compare it with the champion, which it may be itself by now

@@ -49,12 +49,12 @@ def test_a_whole_run_needs_loopback_only_and_lets_nobody_write(environment, samp
     assert [path for path in everything if path.lstat().st_mode & stat.S_IWOTH and not path.is_symlink()] == []
 
 
-def test_make_up_lets_nobody_write_either(checkout):
+def test_make_up_lets_nobody_write_either(own_checkout):
     """Its own folders come before the servers, which have a umask of their own."""
     careless = ["sh", "-c", 'umask 0 && exec "$@"', "sh", sys.executable]
     stop = "import service.server as s; s.in_use = lambda port: True; print(s.up())"
-    assert checkout.run(*careless, "-c", stop).stdout.strip() == "1"
-    assert stat.S_IMODE((checkout.home / "server").stat().st_mode) == 0o755
+    assert own_checkout.run(*careless, "-c", stop).stdout.strip() == "1"
+    assert stat.S_IMODE((own_checkout.home / "server").stat().st_mode) == 0o755
 
 
 TRACE = ["strace", "--follow-forks", "--seccomp-bpf", "--trace=connect,sendto,sendmsg,sendmmsg", "--quiet=all"]
@@ -96,7 +96,7 @@ def is_outside(address):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_nothing_of_it_calls_outside(checkout, sample_parameters, tmp_path, came):
+def test_nothing_of_it_calls_outside(own_checkout, sample_parameters, tmp_path, came):
     if shutil.which("strace") is None:
         pytest.skip("strace isn't installed: nothing was proved about connections to the outside")
     calls = "import socket; s = socket.socket(); s.settimeout(1); s.connect_ex(('192.0.2.1', 80))"
@@ -107,10 +107,10 @@ def test_nothing_of_it_calls_outside(checkout, sample_parameters, tmp_path, came
     parameters = join(f"--param={name}={json.dumps(value)}" for name, value in sample_parameters.items())
     script = "set -e\n" + SESSION.format(flags=given, parameters=parameters)
     began = time.monotonic()
-    found = traced(tmp_path, ["sh", "-c", script], cwd=checkout.checkout, env=dict(checkout.environment))
+    found = traced(tmp_path, ["sh", "-c", script], cwd=own_checkout.checkout, env=dict(own_checkout.environment))
     for port in ("MNIST_PREFECT_PORT", "MNIST_MLFLOW_PORT"):
-        assert [address for address in found if f"htons({checkout.environment[port]})" in address]
+        assert [address for address in found if f"htons({own_checkout.environment[port]})" in address]
 
     assert [address for address in found if is_outside(address)] == []
-    assert len([path for path in (checkout.home / "runs").iterdir() if (path / "report.html").exists()]) == 3
+    assert len([path for path in (own_checkout.home / "runs").iterdir() if (path / "report.html").exists()]) == 3
     came("a call to the outside, looked for", "recovered", time.monotonic() - began)

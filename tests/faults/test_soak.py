@@ -37,24 +37,24 @@ print(run.state.type.value)
 
 
 @pytest.fixture(scope="module")
-def checkout(checkout, tmp_path_factory):
+def own_checkout(own_checkout, tmp_path_factory):
     """A copy of the checkout with its own folder of temporary files, and a worker that looks for runs each second."""
-    checkout.environment |= {
+    own_checkout.environment |= {
         "TMPDIR": str(tmp_path_factory.mktemp("temporary")),
         "PREFECT_WORKER_QUERY_SECONDS": "1",
     }
-    return checkout
+    return own_checkout
 
 
-def measure(deployed):
+def measure(own_deployed):
     """What `make up` takes when no run goes: memory in MB, open files, processes, disk in kB by kind."""
     deadline = time.monotonic() + 60  # a run's process ends a moment after the run
-    while any("prefect.engine" in command for command in deployed.processes()) and time.monotonic() < deadline:
+    while any("prefect.engine" in command for command in own_deployed.processes()) and time.monotonic() < deadline:
         time.sleep(1)
     row = {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            if f"MNIST_HOME={deployed.home}\0".encode() not in (folder / "environ").read_bytes():
+            if f"MNIST_HOME={own_deployed.home}\0".encode() not in (folder / "environ").read_bytes():
                 continue
             command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
             status = dict(
@@ -68,7 +68,7 @@ def measure(deployed):
                     row[f"{name} threads"] = int(status["Threads"])
         except (FileNotFoundError, PermissionError, ProcessLookupError):  # gone, or not ours
             continue
-    return row | disk(deployed.home)
+    return row | disk(own_deployed.home)
 
 
 def disk(home):
@@ -89,21 +89,21 @@ def disk(home):
 
 @pytest.mark.slow
 @pytest.mark.timeout(4 * 3600)
-def test_two_hundred_runs_leave_only_what_is_new(deployed, sample_parameters):
+def test_two_hundred_runs_leave_only_what_is_new(own_deployed, sample_parameters):
     def parameters(number):
         # Every tenth trains anew.
         return sample_parameters | {"train": {**sample_parameters["train"], "seed": number // 10}}
 
     failed = []
-    temporary = Path(deployed.environment["TMPDIR"])
+    temporary = Path(own_deployed.environment["TMPDIR"])
 
     def by_worker(number):
-        done = deployed.python(RUN_BY_WORKER, json.dumps(parameters(number)))
+        done = own_deployed.python(RUN_BY_WORKER, json.dumps(parameters(number)))
         if done.strip() != "COMPLETED":
             failed.append((number, done))
 
     def by_command_line(number):
-        done = deployed.run("python", "-m", "flows", "train", *as_flags(parameters(number)), check=False)
+        done = own_deployed.run("python", "-m", "flows", "train", *as_flags(parameters(number)), check=False)
         if done.returncode:
             failed.append((number, done.stderr))
 
@@ -119,10 +119,10 @@ def test_two_hundred_runs_leave_only_what_is_new(deployed, sample_parameters):
             lane.join()
 
     do(range(WARM_UP))
-    rows = {0: measure(deployed) | {"temporary files": len(list(temporary.rglob("*")))}}
+    rows = {0: measure(own_deployed) | {"temporary files": len(list(temporary.rglob("*")))}}
     for start in range(0, N_RUNS, EVERY):
         do(range(WARM_UP + start, WARM_UP + start + EVERY))
-        rows[start + EVERY] = measure(deployed) | {"temporary files": len(list(temporary.rglob("*")))}
+        rows[start + EVERY] = measure(own_deployed) | {"temporary files": len(list(temporary.rglob("*")))}
     for name in sorted({name for row in rows.values() for name in row}):
         print(f"{name:<20}", *(f"{row.get(name, 0):>10,}" for row in rows.values()))  # noqa: T201
     assert failed == []
@@ -133,5 +133,5 @@ def test_two_hundred_runs_leave_only_what_is_new(deployed, sample_parameters):
         assert last[f"{program} threads"] - first[f"{program} threads"] <= FEW
     assert last["processes"] == first["processes"]
     assert last["temporary files"] <= first["temporary files"]
-    assert not list((deployed.home / "checkpoints").glob("*"))
-    assert not list((deployed.home / "store").glob(".writing-*"))
+    assert not list((own_deployed.home / "checkpoints").glob("*"))
+    assert not list((own_deployed.home / "store").glob(".writing-*"))

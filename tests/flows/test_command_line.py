@@ -17,7 +17,7 @@ from flows.__main__ import parse
 from flows.gc import gc
 from flows.train import mnist
 from tasks.registry.versions import connect
-from tests.deployment.conftest import Deployed
+from tests.deployed import copied
 from tests.flows.conftest import Run
 
 
@@ -133,6 +133,12 @@ def test_bad_input_fails_the_run_in_one_line(start, flags, home, tmp_path, array
     assert not list((home / "store").glob(".writing-*"))
 
 
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory, copy_checkout):
+    """A copy of the checkout in which runs are interrupted."""
+    return copied(tmp_path_factory.mktemp("interrupted"), copy_checkout)
+
+
 @pytest.mark.parametrize(
     ("send", "number", "exit_code", "word"),
     [
@@ -141,11 +147,10 @@ def test_bad_input_fails_the_run_in_one_line(start, flags, home, tmp_path, array
     ],
 )
 def test_ctrl_c_or_sigterm_ends_the_run_in_one_line_and_its_server(
-    sample, tmp_path, copy_checkout, send, number, exit_code, word
+    sample, tmp_path, interrupted, send, number, exit_code, word
 ):
-    sample["train"] = sample["train"].model_copy(update={"epochs": 1000})
-    environment = os.environ | {"MNIST_HOME": str(tmp_path / "home"), "PREFECT_HOME": str(tmp_path / "prefect")}
-    copied = Deployed(copy_checkout(tmp_path / "checkout"), tmp_path / "home", environment, port=0)
+    sample["train"] = sample["train"].model_copy(update={"epochs": 1000, "seed": number})
+    checkpoints = set((interrupted.home / "checkpoints").glob("*"))
     process = subprocess.Popen(
         [
             sys.executable,
@@ -154,8 +159,8 @@ def test_ctrl_c_or_sigterm_ends_the_run_in_one_line_and_its_server(
             "train",
             *(f"--{name}={model.model_dump_json()}" for name, model in sample.items()),
         ],
-        cwd=copied.checkout,
-        env=environment,
+        cwd=interrupted.checkout,
+        env=interrupted.environment | {"PREFECT_HOME": str(tmp_path / "prefect")},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -174,8 +179,9 @@ def test_ctrl_c_or_sigterm_ends_the_run_in_one_line_and_its_server(
     assert output == ""
     with closing(sqlite3.connect(tmp_path / "prefect" / "prefect.db")) as database:
         assert database.execute("SELECT state_type FROM flow_run").fetchall() == [("CRASHED",)]
-    assert len(list((tmp_path / "home" / "checkpoints").glob("*/training.npz"))) == 1  # what the next run goes on from
-    assert copied.processes() == []
+    (new,) = set((interrupted.home / "checkpoints").glob("*")) - checkpoints
+    assert (new / "training.npz").exists()  # what the next run goes on from
+    assert interrupted.processes() == []
 
 
 def test_help_lists_every_parameter_with_its_description(start):
@@ -191,3 +197,10 @@ def test_what_is_on_or_off_is_a_flag_without_a_value(monkeypatch, command, flow,
     for given, expected in (([], False), ([f"--{flag}"], True), ([f"--no-{flag}"], False)):
         monkeypatch.setattr("sys.argv", ["flows", command, *given])
         assert parse(flow.fn, command)[flag] is expected
+
+
+def test_the_flags_of_version_0_1_still_work(monkeypatch):
+    given = ["--validation.n_train=7", '--validation={"n_test": 5}', "--train.seed=3"]
+    monkeypatch.setattr("sys.argv", ["flows", "train", *given])
+    parameters = parse(mnist.fn, "train")
+    assert (parameters["validate"].n_train, parameters["validate"].n_test, parameters["train"].seed) == (7, 5, 3)

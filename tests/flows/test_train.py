@@ -5,9 +5,11 @@ import hashlib
 import numpy as np
 import pytest
 
-from artifacts.store import digest_file
+from artifacts.index import read_page
+from artifacts.store import StoredFile, digest_file
 from tasks import ingest
 from tasks.data import sources
+from tasks.operations.gc import read_runs
 from tasks.registry.versions import connect
 
 STEPS = [
@@ -57,6 +59,19 @@ ARTIFACTS = {
 PROGRESS = {"check-labels-progress", "train-progress"}
 
 
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """One MNIST_HOME for the whole file: what one test computed, the next ones reuse."""
+    home = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MNIST_HOME", str(home))
+        yield home
+
+
+def seed(sample, number):
+    return sample | {"train": sample["train"].model_copy(update={"seed": number})}
+
+
 def test_a_second_run_reuses_every_step_and_leaves_the_same(run_flow, sample):
     first, second = run_flow(**sample), run_flow(**sample)
 
@@ -72,18 +87,20 @@ def test_a_second_run_reuses_every_step_and_leaves_the_same(run_flow, sample):
     assert PROGRESS.isdisjoint(second.artifacts.keys())
     assert (first.folder / "model.keras").samefile(second.folder / "model.keras")
     assert (first.manifest["version"], second.manifest["version"]) == (1, 1)
-    assert len(connect().search_model_versions("name = 'mnist'")) == 1
+    assert n_versions() == 1
 
 
-def test_only_what_a_change_reaches_is_computed_again(run_flow, sample):
+def test_only_what_a_change_reaches_is_computed_again(run_flow, sample, tmp_path):
     run_flow(**sample)
+    run_flow(**sample | {"ingest": ingest.IngestParameters(source="path", path=tmp_path / "nothing.npz")})
 
+    # A failed run before it does not hide what changed.
     stricter = run_flow(**sample | {"gate": sample["gate"].model_copy(update={"minimum_accuracy": 1})})
     assert [step for step in STEPS if stricter.states[step] != "Cached"] == ["gate"]
     assert stricter.steps["gate"]["changes"] == ["gate.minimum_accuracy: 0.0 → 1.0"]
     assert stricter.manifest["verdict"]["decision"] == "reject"
 
-    seeded = run_flow(**sample | {"train": sample["train"].model_copy(update={"seed": 1})})
+    seeded = run_flow(**seed(sample, 1))
     assert [step for step in STEPS if seeded.states[step] == "Cached"] == ["ingest", "validate", "check-labels"]
     assert seeded.steps["train"]["changes"] == ["train.seed: 0 → 1"]
     assert seeded.manifest["version"] == 2
@@ -97,9 +114,9 @@ def test_refresh_computes_all(run_flow, sample):
 
 
 @pytest.mark.parametrize("spoil", [lambda path: path.unlink(), lambda path: path.write_bytes(b"x")])
-def test_a_spoilt_file_is_made_again(run_flow, sample, spoil):
+def test_a_spoilt_file_is_made_again(run_flow, sample, home, spoil):
     first = run_flow(**sample)
-    stored = next(path for path in (first.folder.parent.parent / "store").rglob("*.keras"))
+    stored = StoredFile(**first.manifest["files"]["model.keras"]).path
     stored.chmod(0o644)
     spoil(stored)
 
@@ -128,6 +145,7 @@ def test_the_data_behind_a_path_are_what_counts(run_flow, sample, arrays, tmp_pa
 
 
 def test_bad_data_stop_before_training_and_say_why(run_flow, sample, arrays, tmp_path):
+    versions = n_versions()
     arrays["y_train"][arrays["y_train"] == 3] = 5
     np.savez(tmp_path / "bad.npz", **arrays)
     run = run_flow(**sample | {"ingest": ingest.IngestParameters(source="path", path=tmp_path / "bad.npz")})
@@ -141,21 +159,18 @@ def test_bad_data_stop_before_training_and_say_why(run_flow, sample, arrays, tmp
     assert run.manifest["state"] == "failed"
     assert "train classes" in run.manifest["reason"]
     assert {path.name for path in run.folder.iterdir()} == {"data_docs.html", "manifest.json", "validation.json"}
-    assert connect().search_registered_models() == []
+    assert n_versions() == versions
 
 
-def test_a_failed_run_between_two_others_does_not_hide_what_changed(run_flow, sample, tmp_path):
-    run_flow(**sample)
-    run_flow(**sample | {"ingest": ingest.IngestParameters(source="path", path=tmp_path / "nothing.npz")})
-    seeded = run_flow(**sample | {"train": sample["train"].model_copy(update={"seed": 1})})
-    assert seeded.steps["train"]["changes"] == ["train.seed: 0 → 1"]
+def n_versions():
+    return len(connect().search_model_versions("name = 'mnist'"))
 
 
 def test_without_the_scaling_the_run_stops_at_validate(run_flow, sample, monkeypatch):
     import artifacts.dataset
 
     monkeypatch.setattr(artifacts.dataset, "scale", lambda images: images[..., np.newaxis].astype(np.float32))
-    run = run_flow(**sample)
+    run = run_flow(**sample, refresh=True)
     assert run.states["validate"] == "Failed"
     assert "pixel_max" in run.flow_run.state.message
 
@@ -180,3 +195,28 @@ def test_a_download_that_fails_is_tried_again(run_flow, sample, sample_npz, serv
     again = run_flow(**sample | {"ingest": ingest.IngestParameters(source="keras")})
     assert again.states["ingest"] == "Cached"
     assert server.requests == 3
+
+
+def test_a_damaged_record_of_an_earlier_run_costs_only_that_run(run_flow, sample, home, caplog):
+    run_flow(**sample)
+    damaged = {
+        "empty": b"",
+        "cut-short": b'{"state": "comple',
+        "of-another-kind": b"[1, 2]",
+        "binary": bytes(range(256)),
+    }
+    for name, content in damaged.items():
+        (home / "runs" / name).mkdir()
+        (home / "runs" / name / "manifest.json").write_bytes(content)
+
+    after = run_flow(**sample)
+    assert after.manifest["state"] == "completed"
+    assert {step["state"] for name, step in after.steps.items() if name in STEPS} == {"reused"}
+    seeded = run_flow(**seed(sample, 3))
+    assert seeded.steps["train"]["changes"] == ["train.seed: 0 → 3"]
+    runs = read_runs(home / "runs")
+    assert {folder.name for folder, manifest in runs.items() if manifest is None} == damaged.keys()
+    shown = {run.id: run.outcome for run in read_page(home / "runs", 1).runs}
+    assert {name for name, outcome in shown.items() if outcome == "Unreadable"} == damaged.keys()
+    for name in damaged:
+        assert f"{home / 'runs' / name / 'manifest.json'} can't be read" in caplog.text

@@ -11,6 +11,8 @@ from tasks.check_labels import check_labels, predict_out_of_sample
 from tasks.data.sources import package_file, read_package
 from tasks.ingest import IngestParameters, ingest_data
 
+pytestmark = pytest.mark.expensive  # it trains networks
+
 
 def test_flipped_training_labels_are_suspected(home, tmp_path):
     arrays = {name: array[:6000] for name, array in read_package(package_file()).items()}

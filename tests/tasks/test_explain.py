@@ -20,6 +20,8 @@ from tasks.model.saved import import_keras
 from tasks.train import train_model
 from tests.artifacts.conftest import make_case
 
+pytestmark = pytest.mark.expensive  # it trains networks
+
 CASES = TypeAdapter(list[Case])
 
 

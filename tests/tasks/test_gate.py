@@ -43,19 +43,23 @@ def share_promoted(gain, parameters=DEFAULT, trials=1000):
     return decisions.count("promote") / trials
 
 
+@pytest.mark.expensive
 def test_equal_models_are_rarely_promoted_as_better():
     assert share_promoted(0.0) <= DEFAULT.alpha
 
 
+@pytest.mark.expensive
 def test_a_real_regression_is_hardly_ever_promoted():
     assert share_promoted(-0.003) < 0.01
     assert share_promoted(-0.003, GateParameters(promote_if="not worse")) < 0.01
 
 
+@pytest.mark.expensive
 def test_a_model_that_is_better_is_promoted():
     assert share_promoted(0.003) >= 0.9
 
 
+@pytest.mark.expensive
 def test_equal_models_are_often_promoted_if_not_worse_is_enough():
     assert share_promoted(0.0, GateParameters(promote_if="not worse", margin=0.003)) > 0.8
 
@@ -172,6 +176,7 @@ def test_the_digits_are_left_to_their_own_check():
     assert check_slices(slices(harmed), slices(right), DEFAULT).passed
 
 
+@pytest.mark.expensive
 @pytest.mark.parametrize(("n", "wins"), [(200, 0), (1000, 0), (1000, 3), (10_000, 0), (10_000, 5), (10_000, 40)])
 def test_a_loss_of_the_margin_passes_for_not_worse_at_most_at_its_level(n, wins):
     parameters, rng = GateParameters(margin=0.001), np.random.default_rng(21)

@@ -21,7 +21,7 @@ def test_a_sound_model_is_measured(infra, training):
 
 def test_a_model_that_predicts_otherwise_is_refused(training, dataset, evaluation):
     wrong = put(".npy", lambda path: np.save(path, np.full((100, 10), 0.1, np.float32)))
-    with pytest.raises(ModelError, match="predicts otherwise in a fresh interpreter: a probability differs by 0"):
+    with pytest.raises(ModelError, match="predicts something else in a fresh interpreter: a probability differs by 0"):
         validate_infra.fn(training.model, dataset, evaluation.model_copy(update={"probabilities": wrong}))
 
 

@@ -77,7 +77,7 @@ def test_a_server_that_is_not_there_is_named(home, monkeypatch):
 
 def test_a_server_that_sends_something_else_is_refused(home, monkeypatch, serve):
     monkeypatch.setenv("MNIST_KERAS_URL", serve(b"something else").url)
-    with pytest.raises(DownloadError, match="it sends other bytes than Keras"):
+    with pytest.raises(DownloadError, match="it sent something else than Keras"):
         ingest_data.fn(IngestParameters(source="keras"))
 
 
@@ -91,7 +91,7 @@ def test_a_server_that_falls_silent_is_given_up(home, monkeypatch, serve):
 def test_a_server_that_never_ends_is_given_up(home, monkeypatch, serve):
     monkeypatch.setattr(sources, "MAX_DOWNLOAD", 1000)
     monkeypatch.setenv("MNIST_KERAS_URL", serve(bytes(2000)).url)
-    with pytest.raises(DownloadError, match="it sends more than 1,000 bytes"):
+    with pytest.raises(DownloadError, match="it sent more than 1,000 bytes"):
         ingest_data.fn(IngestParameters(source="keras"))
     assert list((home / "downloads").iterdir()) == []
 
@@ -99,5 +99,5 @@ def test_a_server_that_never_ends_is_given_up(home, monkeypatch, serve):
 def test_a_server_that_drips_is_given_up(home, monkeypatch, serve):
     monkeypatch.setenv("MNIST_KERAS_URL", serve(bytes(100), pause=0.1).url)
     monkeypatch.setenv("MNIST_DOWNLOAD_TIMEOUT_SECONDS", "0.2")
-    with pytest.raises(DownloadError, match="it isn't through after 2 s"):
+    with pytest.raises(DownloadError, match="it hasn't sent everything after 2 s"):
         ingest_data.fn(IngestParameters(source="keras"))

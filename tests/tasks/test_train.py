@@ -18,6 +18,8 @@ from tasks.model.saved import digest_weights, import_keras, load_model
 from tasks.train import hold_out, train_model
 from tests.conftest import FAST
 
+pytestmark = pytest.mark.expensive  # it trains networks
+
 
 def test_baseline_is_the_seeds_network():
     network = NETWORKS["baseline"]()
@@ -219,7 +221,7 @@ def test_a_training_that_diverges_stops_at_its_first_validation(dataset, monkeyp
     monkeypatch.setattr(
         "tasks.model.checkpoint.Checkpoint.save", lambda *_: pytest.fail("a state that is no number was kept")
     )
-    with pytest.raises(ModelError, match=r"diverged at --train.learning_rate 0.008: its loss is no number"):
+    with pytest.raises(ModelError, match=r"diverged at --train.learning_rate 0.008: the loss is not a number"):
         train_model.fn(dataset, FAST.model_copy(update={"epochs": 3, "teachers": teachers}))
 
 

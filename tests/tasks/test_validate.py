@@ -222,7 +222,7 @@ def test_the_error_is_one_line_that_says_where_what_and_what_to_do(arrays):
     assert str(caught.value) == (
         "the data don't pass validation: train images, column label, expect_column_values_to_be_in_set: "
         "Each label is a digit, 0–9. Observed: 2 of 200 rows unexpected, e.g. 10 (rows 20, 30). "
-        "Mend the data or, if they are as they should be, loosen the bounds (--validate.…)"
+        "Correct the data or, if they are right, loosen the bounds (--validate.…)"
     )
 
 

@@ -69,7 +69,7 @@ def test_what_looks_different_raises_an_alarm(whole, drift):
     assert "centre of mass" in drift(np.roll(images, 3, axis=2))
     assert "mean intensity" in drift(images // 3)
     assert "300 of 300 images are blank" in drift(images * 0)
-    assert drift(images, probability=0.8) == "the model is sure by 0.80 on average, by 0.95 of its own test images"
+    assert drift(images, probability=0.8) == "the model's confidence is 0.80 on average, 0.95 on its own test images"
 
 
 def test_without_a_profile_only_what_is_odd_in_itself_is_said(whole):

@@ -19,6 +19,8 @@ from tasks.running.logs import Progress
 from tasks.train import fit_teachers, hold_out
 from tests.conftest import as_flags
 
+pytestmark = pytest.mark.expensive  # it trains networks
+
 # Six validations, within epochs too; dropout is on.
 PARAMETERS = TrainParameters(epochs=3, batch_size=16, precision="float32", validation_share=0.1)
 # Batch normalisation, and images that are changed at random.

@@ -24,6 +24,8 @@ from tasks.running.cache import SERIALIZER
 from tasks.running.locks import no_run_going, store_lock
 from tests.conftest import HOME
 
+pytestmark = pytest.mark.expensive  # it fills a real registry
+
 PROMOTE = Verdict(decision="promote", checks=(Check(name="c", passed=True, on_failure="hold", detail="d"),), rival=None)
 HOLD = PROMOTE.model_copy(update={"decision": "hold"})
 # As much as can go.

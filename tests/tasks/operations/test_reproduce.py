@@ -228,7 +228,7 @@ def test_the_data_come_from_the_store_else_from_the_package_else_from_the_user(l
     assert ingest_data.fn(IngestParameters(source="path", path=npz)).digest == dataset.digest
 
     gone = lineage.dataset | {"x_test": lineage.dataset["x_test"] | {"sha256": "f" * 64}}
-    with pytest.raises(ReproduceError, match=r"data, [0-9a-f]{12}…, have left the store .*--ingest.path"):
+    with pytest.raises(ReproduceError, match=r"data, [0-9a-f]{12}…, aren.t in the store any more .*--ingest.path"):
         write_data(lineage.model_copy(update={"dataset": gone}), tmp_path / "none.npz")
     packaged = lineage.model_copy(update={"dataset": gone | {"source": "path", "digest": MNIST_DIGEST}})
     assert write_data(packaged, tmp_path / "none.npz") is None
@@ -314,5 +314,5 @@ def test_a_dirty_tree_trains_a_version_that_comes_out_the_same_and_a_hidden_edit
     train()
     code, output = flows("reproduce", "--version=2")
     assert code == 1, output
-    assert "version 2 came out otherwise; the first that differs is code tasks.networks: " in output
+    assert "version 2 came out different; the first that differs is code tasks.networks: " in output
     assert_nothing_left(repository, tmp_path / "home" / "reproduce" / "version-2" / "checkout")

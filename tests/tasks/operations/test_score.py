@@ -21,6 +21,8 @@ from tasks.register import register_model
 from tasks.registry.versions import connect, find_champion
 from tasks.train import train_model
 
+pytestmark = pytest.mark.expensive  # it trains networks
+
 PROMOTE = Verdict(decision="promote", checks=(Check(name="c", passed=True, on_failure="hold", detail="d"),), rival=None)
 COLUMNS = ["image", "label", "probability", "ask_a_person"]
 
@@ -121,7 +123,7 @@ def test_other_images_of_mnist_raise_no_alarm(run, save, whole):
 def test_rotated_images_raise_alarms_everywhere(run, save, whole, caplog):
     scoring, _ = run(save(np.rot90(whole["x_test"][:300], axes=(1, 2))))
     drift = " ".join(scoring.drift)
-    for sign in ("height", "width", "the model is sure by"):
+    for sign in ("height", "width", "the model's confidence"):
         assert sign in drift
     for sentence in scoring.drift:
         assert sentence in caplog.text
@@ -132,7 +134,7 @@ def test_rotated_images_raise_alarms_everywhere(run, save, whole, caplog):
 def test_images_that_only_the_model_finds_strange_raise_an_alarm(run, save, whole):
     """Mirrored digits have the ink of digits, in the same places, and most are none."""
     (sentence,) = run(save(np.roll(whole["x_test"][8000:, :, ::-1], 1, axis=2)))[0].drift
-    assert sentence.startswith("the model is sure by")
+    assert sentence.startswith("the model's confidence is")
 
 
 def test_names_are_no_formulas_in_a_spreadsheet(run, tmp_path, whole):
@@ -158,8 +160,8 @@ def test_bad_input_leaves_the_old_output(champion, tmp_path, whole):
     content[2_000_000] ^= 255
     (tmp_path / "damaged.npz").write_bytes(content)
     for name, message in {
-        "empty": "holds no images",
-        "none.npz": "holds no images",
+        "empty": "has no images",
+        "none.npz": "has no images",
         "damaged.npz": "is damaged or of another kind: Bad CRC-32",
     }.items():
         with pytest.raises(DataError, match=message):

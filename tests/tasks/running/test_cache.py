@@ -17,37 +17,12 @@ from tasks.running.locks import FileLockManager
 from tasks.train import train_model
 
 
-@pytest.fixture
-def copy(tmp_path, copy_checkout):
-    return copy_checkout(tmp_path / "copy")
-
-
-def code_in(checkout, module):
-    """What `code_of` says in a fresh process in a copy of the checkout."""
-    code = f"import json; from tasks.running.code import code_of; print(json.dumps(code_of({module!r})))"
-    return subprocess.run([sys.executable, "-c", code], cwd=checkout, capture_output=True, text=True, check=True).stdout
-
-
 def test_a_step_depends_on_what_it_imports_directly_or_not():
     assert {"tasks.train", "tasks.model.networks", "artifacts.dataset", "artifacts.store"} <= code_of(
         "tasks.train"
     ).keys()
     assert {"tasks.evaluate", "artifacts.pictures", "tasks.publish"}.isdisjoint(code_of("tasks.train"))
     assert "artifacts.pictures" in code_of("tasks.report")
-
-
-def test_a_comment_changes_no_key_and_code_does(copy):
-    before = {module: code_in(copy, module) for module in ("tasks.train", "tasks.evaluate")}
-    networks = copy / "tasks" / "model" / "networks.py"
-    source = networks.read_text()
-    networks.write_text(source + "\n# a remark\n")
-    assert code_in(copy, "tasks.train") == before["tasks.train"]
-    networks.write_text(source.replace("Dropout(0.25)", "Dropout(0.5)"))
-    assert code_in(copy, "tasks.train") != before["tasks.train"]
-    networks.write_text(source)
-    (copy / "tasks" / "evaluate.py").write_text((copy / "tasks" / "evaluate.py").read_text() + "\nx = 1\n")
-    assert code_in(copy, "tasks.train") == before["tasks.train"]
-    assert code_in(copy, "tasks.evaluate") != before["tasks.evaluate"]
 
 
 def test_the_origin_of_data_and_the_date_of_a_model_are_no_part_of_a_key(dataset, training):

@@ -1,10 +1,11 @@
-"""A copy of the checkout with `make up` in it: a real server and worker, as a user has them."""
+"""Copies of the checkout with `make up` in them: real servers and a real worker, as a user has them."""
 
 import os
 import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,10 +73,8 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-@pytest.fixture(scope="module")
-def checkout(tmp_path_factory: pytest.TempPathFactory, copy_checkout: Callable[[Path], Path]) -> Deployed:
-    """A copy of the checkout, in which nothing runs, for one file of tests."""
-    folder = tmp_path_factory.mktemp("deployed")
+def copied(folder: Path, copy_checkout: Callable[[Path], Path]) -> Deployed:
+    """A copy of the checkout, in which nothing runs, with ports of its own."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "MNIST_"))}
     environment |= {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
@@ -87,10 +86,10 @@ def checkout(tmp_path_factory: pytest.TempPathFactory, copy_checkout: Callable[[
     return Deployed(copy_checkout(folder / "checkout"), folder / "home", environment, port)
 
 
-@pytest.fixture(scope="module")
-def deployed(checkout: Deployed) -> Iterator[Deployed]:
+@contextmanager
+def made_up(checkout: Deployed) -> Iterator[Deployed]:
     """The copy after `make up`; `make down` ends it."""
-    # A shell needs no variable then: `.env` has them.
+    # A user's shell needs no variable then: `.env` has them.
     user = {name: value for name, value in checkout.environment.items() if not name.startswith("MNIST_")}
     try:
         checkout.run(sys.executable, "-m", "service.server", "up")
@@ -98,3 +97,29 @@ def deployed(checkout: Deployed) -> Iterator[Deployed]:
     finally:
         checkout.run(sys.executable, "-m", "service.server", "down")
     assert checkout.processes() == []
+
+
+@pytest.fixture(scope="session")
+def checkout(tmp_path_factory: pytest.TempPathFactory, copy_checkout: Callable[[Path], Path]) -> Deployed:
+    """The copy that many tests share: `make up` takes its time. They leave the servers as they found them."""
+    return copied(tmp_path_factory.mktemp("shared"), copy_checkout)
+
+
+@pytest.fixture(scope="session")
+def deployed(checkout: Deployed) -> Iterator[Deployed]:
+    """The shared copy, with servers and worker."""
+    with made_up(checkout) as deployed:
+        yield deployed
+
+
+@pytest.fixture(scope="module")
+def own_checkout(tmp_path_factory: pytest.TempPathFactory, copy_checkout: Callable[[Path], Path]) -> Deployed:
+    """A copy for one file of tests."""
+    return copied(tmp_path_factory.mktemp("own"), copy_checkout)
+
+
+@pytest.fixture(scope="module")
+def own_deployed(own_checkout: Deployed) -> Iterator[Deployed]:
+    """The file's own copy, with servers and worker."""
+    with made_up(own_checkout) as deployed:
+        yield deployed

@@ -8,31 +8,31 @@ QUICK := tests/artifacts tests/docs tests/service tests/tasks tests/test_house.p
 .PHONY: help train score history rollback promote reproduce gc up down test quick chaos soak bench audit check fix lock
 .DEFAULT_GOAL := help
 
-help: ## Say what there is.
+help: ## List the commands.
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' Makefile | expand -t 16
 
 train: .venv/synced ## Run the pipeline once; ARGS="--help" lists every parameter.
 	@$(BIN)/python -m flows train $(ARGS)
 
-score: .venv/synced ## Label images with the champion: ARGS="--images digits/ --output labels.csv"
+score: .venv/synced ## Label images with the champion: ARGS="--images digits/ --output labels.csv".
 	@$(BIN)/python -m flows score $(ARGS)
 
-history: .venv/synced ## Print who or what moved the champion, when and why.
+history: .venv/synced ## Print who or what changed the champion, when and why.
 	@$(BIN)/python -m flows history
 
-rollback: .venv/synced ## Make the champion before the present one champion again: REASON="…"
+rollback: .venv/synced ## Make the champion before the current one the champion again: REASON="…".
 	@$(BIN)/python -m flows rollback --reason="$$REASON"
 
-promote: .venv/synced ## Make a version the champion by hand: VERSION=3 REASON="…"
+promote: .venv/synced ## Make a version the champion by hand: VERSION=3 REASON="…".
 	@$(BIN)/python -m flows promote --version="$$VERSION" --reason="$$REASON"
 
-reproduce: .venv/synced ## Make a registered version again and compare: VERSION=3
+reproduce: .venv/synced ## Make a registered version again, and compare: VERSION=3.
 	@$(BIN)/python -m flows reproduce --version="$$VERSION"
 
-gc: .venv/synced ## Say what old runs can go, and how much it takes; ARGS="--apply" removes it.
+gc: .venv/synced ## List which old runs can go, and how much space they take; ARGS="--apply" removes them.
 	@$(BIN)/python -m flows gc $(ARGS)
 
-up: .venv/synced ## Start server, worker, deployments and UI.
+up: .venv/synced ## Start the servers, a worker, the deployments and the UI.
 	@$(BIN)/python -m service.server up
 
 down: .venv/synced ## Stop what `make up` started.
@@ -44,19 +44,19 @@ test: .venv/synced browser ## Run the tests; ARGS="tests/artifacts -x" runs a pa
 quick: .venv/synced ## Run the tests that need no server and no TensorFlow, in under 30 seconds.
 	$(BIN)/python -m pytest --quick --numprocesses 2 --quiet $(QUICK) $(ARGS)
 
-chaos: .venv/synced ## Inject every fault, many times over, and print what came of each; takes long.
+chaos: .venv/synced ## Cause every fault many times, and print what came of each; this takes hours.
 	$(BIN)/python -m pytest tests/faults -m "slow or not slow" --timeout 0 $(ARGS)
 
-soak: .venv/synced ## Run the pipeline 200 times in a row, and print what grew; takes an hour or more.
+soak: .venv/synced ## Run the pipeline 200 times in a row, and print what grew; this takes an hour or more.
 	$(BIN)/python -m pytest tests/faults/test_soak.py -m slow -s $(ARGS)
 
-bench: .venv/synced ## Measure what a run costs beside a notebook and plain Python: ARGS="--parts training --repeats 1"
+bench: .venv/synced ## Measure what a run costs next to a notebook and plain Python: ARGS="--parts training --repeats 1".
 	$(BIN)/python -m benchmarks $(ARGS)
 
-audit: .venv/synced ## Look for known vulnerabilities of the locked packages; asks the package index.
+audit: .venv/synced ## Look for known vulnerabilities of the locked packages; this asks the package index.
 	$(BIN)/uvx pip-audit --strict --disable-pip --require-hashes -r requirements.lock $(ARGS)
 
-fix: .venv/synced ## Format the code, and mend what the linter can mend safely.
+fix: .venv/synced ## Format the code, and make the linter's safe repairs.
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
@@ -66,11 +66,11 @@ check: .venv/synced ## Check format, lint, types and import directions.
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-lock: .venv/synced ## Resolve the dependencies of pyproject.toml anew into requirements.lock.
+lock: .venv/synced ## Resolve the dependencies of pyproject.toml again, into requirements.lock.
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --group dev \
 		--python-version 3.11 --custom-compile-command "make lock" --upgrade pyproject.toml -o requirements.lock
 
-# The virtual environment, made when it is missing and mended when the lock is newer.
+# The virtual environment. It is made if it is missing, and updated if the lock is newer.
 .venv/synced: requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
 		|| { echo "error: Python 3.11, 3.12 or 3.13 is needed; name it: make PYTHON=python3.12 …"; exit 1; }
@@ -80,7 +80,7 @@ lock: .venv/synced ## Resolve the dependencies of pyproject.toml anew into requi
 	@$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes requirements.lock
 	@touch $@
 
-# Debian's Chromium, if this user may install it. Without a browser, the browser tests are skipped, and say so.
+# Debian's Chromium, if this user may install it. Without a browser, the browser tests are skipped and say so.
 .PHONY: browser
 browser:
 	@for name in chromium google-chrome; do command -v $$name >/dev/null && exit 0; done; \

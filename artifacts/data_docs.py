@@ -1,7 +1,7 @@
-"""Draws Data Docs: GX's own rendering of validation results, on one page that needs no network.
+"""Data Docs: GX's own rendering of validation results, on one page that needs no network.
 
-GX's page around it is left out: it loads its styles, icons and scripts from CDNs, and shows neither an expectation's
-severity nor the rows that break it.
+The page that GX puts around it is replaced. It would load styles, icons and scripts from CDNs, and it shows neither the
+severity of an expectation nor the rows that break it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -59,11 +59,11 @@ def render(results: Sequence[Mapping[str, Any]], outcomes: Sequence[Outcome]) ->
     """Draw the page.
 
     Args:
-        results: GX's validation results as JSON, one a table.
-        outcomes: The outcome of each of their expectations, in the same order.
+        results: GX's validation results as JSON, one per table.
+        outcomes: The outcomes of all their expectations, in the same order.
 
     Returns:
-        The page's HTML, the same for the same results.
+        The HTML of the page. Equal results give equal pages.
     """
     broken = [outcome for outcome in outcomes if not outcome.success]
     tables = []
@@ -76,7 +76,7 @@ def render(results: Sequence[Mapping[str, Any]], outcomes: Sequence[Outcome]) ->
 
 
 def _table(element_id: str, result: Mapping[str, Any], outcomes: Sequence[Outcome]) -> str:
-    """GX's table of one validation result as HTML, with the columns that GX leaves out."""
+    """GX's table of one validation result as HTML, plus the columns that GX leaves out."""
     from great_expectations.core.expectation_validation_result import expectationSuiteValidationResultSchema
     from great_expectations.render.renderer.content_block import ValidationResultsTableContentBlockRenderer
     from great_expectations.render.view.view import DefaultJinjaComponentView

@@ -1,4 +1,4 @@
-"""Reads a data set's arrays the way train, evaluate and validate all consume them."""
+"""The arrays of a data set, in the form that train, evaluate and validate use."""
 
 from typing import Any, NamedTuple
 
@@ -35,7 +35,7 @@ def load_test(dataset: Dataset) -> Split:
 
 
 def read_array(file: StoredFile) -> npt.NDArray[Any]:
-    """Read a stored ``.npy`` array; nothing is ever unpickled."""
+    """Read a stored ``.npy`` array. Nothing is ever unpickled."""
     array: npt.NDArray[Any] = np.load(file.path, allow_pickle=False)
     return array
 

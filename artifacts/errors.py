@@ -1,23 +1,23 @@
-"""The errors that a person is meant to read: one line, which names what was wrong, where, and what to do."""
+"""The errors for a person to read. Each is one line that says what was wrong, where, and what to do."""
 
 
 class MnistError(Exception):
-    """Base of the pipeline's own errors; shown as one line, without a traceback.
+    """Base of the pipeline's own errors, which are shown as one line without a traceback.
 
-    Anything else that is raised is a defect of the pipeline and keeps its traceback.
+    Any other error is a defect of the pipeline, and keeps its traceback.
     """
 
     def __str__(self) -> str:
-        """The line; what a file's name or its content has in it that doesn't print is written as its escape."""
+        """The line. Characters that don't print, for example from a file's name, are written as escapes."""
         return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in super().__str__())
 
 
 class DataError(MnistError):
-    """Raised if a data source can't be read, or doesn't hold what it should."""
+    """Raised if a data source can't be read, or has the wrong content."""
 
 
 class StoreError(MnistError):
-    """Raised if the store can't be used: a file of it is missing or altered, a database damaged, the disk full."""
+    """Raised if the store can't be used: a file is missing or altered, a database is damaged, or the disk is full."""
 
 
 class RegistryError(MnistError):
@@ -25,11 +25,11 @@ class RegistryError(MnistError):
 
 
 class CodeError(MnistError):
-    """Raised if it is unclear which code of this checkout runs, or if a cache key can't see it."""
+    """Raised if it is unclear which code of this checkout runs, or if cache keys can't see that code."""
 
 
 class GitError(MnistError):
-    """Raised if git isn't there, or refuses."""
+    """Raised if git isn't installed, or fails."""
 
 
 class ReproduceError(MnistError):
@@ -37,4 +37,4 @@ class ReproduceError(MnistError):
 
 
 class ModelError(MnistError):
-    """Raised if a training diverges, or a saved model can't be loaded, or doesn't predict what it should."""
+    """Raised if a training diverges, or a saved model can't be loaded or predicts something else than before."""

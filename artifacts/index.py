@@ -1,4 +1,4 @@
-"""The index of the runs: a page that lists what lies in their folders, the newest first."""
+"""The index: a page that lists all runs, the newest first, with links to their files."""
 
 import functools
 import math
@@ -14,7 +14,7 @@ from artifacts.pages import HTML
 from artifacts.records.run import MANIFEST, Manifest
 from artifacts.report import DECISIONS
 
-# What a row links to, by the link's text; the first that is there is the run's own page.
+# The files that a row links to, by the text of the link. The first file that exists is the run's own page.
 FILES = {
     "report": "report.html",
     "Data Docs": "data_docs.html",
@@ -29,11 +29,11 @@ class RunEntry(NamedTuple):
     """A row of the index.
 
     Attributes:
-        id: The flow run's id, which is its folder's name.
+        id: The flow run's id, which is the name of its folder.
         ended: When its manifest was written, in UTC.
-        manifest: What the manifest says of it; the state is ``unreadable`` if it is damaged.
-        metrics: The figures of its model, by name; empty if it has none.
-        files: Which of `FILES` there are, by the link's text.
+        manifest: The manifest. Its state is ``unreadable`` if the file is damaged.
+        metrics: The figures of its model, by name. Empty if it has no model.
+        files: Which of `FILES` exist, by the text of the link.
     """
 
     id: str
@@ -44,7 +44,7 @@ class RunEntry(NamedTuple):
 
     @property
     def outcome(self) -> str:
-        """The gate's word, or how the run ended if it wasn't asked, as a person says it."""
+        """The gate's decision or, if there is none, how the run ended, in a word for people."""
         if self.manifest.verdict:
             return DECISIONS[self.manifest.verdict.decision]
         return self.manifest.state.capitalize()
@@ -54,10 +54,10 @@ class RunPage(NamedTuple):
     """One page of the index.
 
     Attributes:
-        runs: Its rows, the newest run first.
-        number: Which page it is, from 1 on.
-        n_pages: How many there are.
-        n_runs: How many runs there are on all of them.
+        runs: The rows, the newest run first.
+        number: The number of the page, from 1 on.
+        n_pages: The number of pages.
+        n_runs: The number of runs on all pages.
     """
 
     runs: list[RunEntry]
@@ -67,10 +67,10 @@ class RunPage(NamedTuple):
 
 
 def read_page(folder: Path, number: int) -> RunPage:
-    """Read what there is of each run of a page, in a folder of runs' folders; of the nearest page if it isn't there."""
+    """Read the runs of a page from the folder of all runs. If there is no such page, read the nearest one."""
     manifests = []
     for path in folder.glob(f"*/{MANIFEST}"):
-        with suppress(FileNotFoundError):  # a clean-up may be at work
+        with suppress(FileNotFoundError):  # gc may be removing it
             manifests.append((path, path.stat().st_mtime_ns))
     n_pages = max(1, math.ceil(len(manifests) / PAGE))
     number = min(max(number, 1), n_pages)
@@ -80,12 +80,12 @@ def read_page(folder: Path, number: int) -> RunPage:
 
 @functools.lru_cache(maxsize=10_000)
 def _read_run(folder: Path, changed: int) -> RunEntry:
-    """Read a run whose manifest was last written `changed` nanoseconds after 1970: it is read once."""
+    """Read a run once for each state of its manifest, which was written `changed` nanoseconds after 1970."""
     metrics: dict[str, float] = {}
     try:
         manifest = Manifest.read(folder)
         metrics = (manifest and manifest.metrics) or _read_metrics(folder / "metrics.json")
-    except ValueError:  # one run's broken file must not hide the others
+    except ValueError:  # the damaged file of one run must not hide the others
         manifest = None
     return RunEntry(
         id=folder.name,
@@ -97,7 +97,7 @@ def _read_run(folder: Path, changed: int) -> RunEntry:
 
 
 def _read_metrics(file: Path) -> dict[str, float]:
-    """Read the figures of a run of version 0.1.0, whose manifest doesn't have them."""
+    """Read the figures of a run of version 0.1.0, whose manifest has none."""
     return TypeAdapter(dict[str, float]).validate_json(file.read_bytes()) if file.exists() else {}
 
 
@@ -105,7 +105,7 @@ def index_html(page: RunPage, elsewhere: Mapping[str, str]) -> str:
     """Draw a page.
 
     Args:
-        page: What is on it.
-        elsewhere: Addresses of the other UIs, by name.
+        page: The content of the page.
+        elsewhere: The addresses of the other UIs, by name.
     """
     return HTML.get_template("index.html").render(page=page, elsewhere=elsewhere)

@@ -1,4 +1,4 @@
-"""The Jinja environments of all pages: every value that a template prints is escaped, for HTML or for Markdown."""
+"""The Jinja environments of all pages. Every value that a template prints is escaped, for HTML or for Markdown."""
 
 import base64
 import json
@@ -32,7 +32,7 @@ def _text(value: Any) -> str:
 
 
 def _escape_value(value: Any) -> Any:
-    # Markup is what a macro made: its values are escaped already.
+    # Markup comes from a macro, which has escaped its values.
     return value if isinstance(value, Markup) else Markup(escape_markdown(value))  # noqa: S704
 
 

@@ -1,11 +1,11 @@
-"""The pictures and the table of a model's evaluation: pure functions, from numbers and arrays to a file's bytes.
+"""The pictures of a model's evaluation, and its CSV: pure functions from numbers and arrays to the bytes of a file.
 
 To add a picture, write a function here and an entry in `PICTURES`. The picture is then drawn, kept in the run's folder,
 and shown in the section of the report that the entry names.
 
-Equal inputs give equal bytes. Colours are Okabe and Ito's (https://jfly.uni-koeln.de/color/), which colour-blind
-readers can tell apart. Every picture brings its own light card, so that it reads alike on a white and on a dark page,
-and has twice the pixels it is meant to be shown at. Matplotlib and Pillow are imported when something is drawn.
+Equal inputs give equal bytes. The colours are Okabe and Ito's (https://jfly.uni-koeln.de/color/), which colour-blind
+readers can tell apart. Each picture has its own light background, so that it looks the same on a white and on a dark
+page. It has twice as many pixels as it is shown with. Matplotlib and Pillow are imported when something is drawn.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 
 BLUE, VERMILION, ORANGE = "#0072B2", "#D55E00", "#EB9A45"
 CARD, INK, MUTED, FAINT = "#FBFBFA", "#24292F", "#5D646D", "#D9DCDF"
-DOTS_PER_INCH = 160  # an inch is meant to be shown 80 pixels wide
+DOTS_PER_INCH = 160  # an inch is shown 80 pixels wide
 GRID = 4
-N_BINS = 15  # of confidence, as in the calibration error
+N_BINS = 15  # bins of confidence, as in the calibration error
 
 
 def learning_curves(history: Sequence[Epoch]) -> bytes:
@@ -66,10 +66,10 @@ def _draw_curves(axes: Axes, history: Sequence[Epoch], metric: str) -> None:
 
 
 def confusion_matrix(matrix: Sequence[Sequence[int]]) -> bytes:
-    """Draw a confusion matrix, as PNG: only the errors are coloured, so that the diagonal doesn't drown them.
+    """Draw a confusion matrix, as PNG. Only the errors are coloured, because the diagonal would outshine them.
 
     Args:
-        matrix: Counts, a row for each label and a column for each prediction.
+        matrix: Counts, with a row per label and a column per prediction.
     """
     from matplotlib.colors import LinearSegmentedColormap
     from matplotlib.figure import Figure
@@ -77,7 +77,7 @@ def confusion_matrix(matrix: Sequence[Sequence[int]]) -> bytes:
     counts = np.asarray(matrix)
     classes = np.arange(len(counts))
     errors = np.where(np.eye(len(counts), dtype=bool), 0, counts)
-    # Light enough for dark ink, and still so where a page inverts the picture for a dark theme.
+    # Light enough for dark text, also if a page inverts the picture for a dark theme.
     shades = LinearSegmentedColormap.from_list("errors", [CARD, ORANGE])
 
     with _style():
@@ -115,7 +115,7 @@ def wrong_predictions(images: npt.NDArray[np.float32], cases: Sequence[Case]) ->
     with _style():
         rows = math.ceil(len(shown) / GRID)
         figure = Figure(figsize=(7.6, 0.6 + 2.4 * rows))
-        # Without images below it, the layout wouldn't keep the title off the edge.
+        # Without images below it, the layout would put the title at the edge.
         figure.suptitle(_describe(len(shown), len(cases)), x=0.03, y=None if rows else 0.65, ha="left")
         for position, case in enumerate(shown, start=1):
             axes = figure.add_subplot(rows, GRID, position)
@@ -132,7 +132,7 @@ def robustness(slices: Sequence[Slice], champion: Sequence[Slice]) -> bytes:
 
     Args:
         slices: The model's figures.
-        champion: Those of the champion that it is compared with; empty if there is none.
+        champion: The figures of the champion that it is compared with. Empty if there is none.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter
@@ -176,7 +176,7 @@ def robustness(slices: Sequence[Slice], champion: Sequence[Slice]) -> bytes:
 
 
 def _draw_interval(axes: Axes, one: Slice, height: float, color: str, marker: str, name: str) -> None:
-    # A slice without an error has no place on a logarithmic axis but its interval's upper end.
+    # A slice without an error can only show the upper end of its interval on a logarithmic axis.
     floor = 100 / (one.n + 1) / 2
     error = max(100 * (1 - one.accuracy), floor)
     axes.plot([max(100 * (1 - one.high), floor), 100 * (1 - one.low)], [height, height], color=color, linewidth=1.4)
@@ -189,13 +189,13 @@ def confidence(
     uncalibrated: npt.NDArray[np.floating],
     n_for_a_person: int,
 ) -> bytes:
-    """Draw the reliability diagram before and after calibration, and what handing images to a person gains, as PNG.
+    """Draw the reliability diagram before and after calibration, and what asking a person gains, as PNG.
 
     Args:
         labels: Labels of the test images, of shape ``(n,)``.
         probabilities: The model's probabilities, of shape ``(n, 10)``.
-        uncalibrated: Those that it had before temperature scaling, of the same shape.
-        n_for_a_person: Images to hand over so that 99.9 % of the rest are right.
+        uncalibrated: Its probabilities before temperature scaling, of the same shape.
+        n_for_a_person: How many images to hand to a person so that 99.9 % of the rest are right.
     """
     from matplotlib.figure import Figure
 
@@ -210,7 +210,7 @@ def confidence(
             sure, accuracy, low, high = _reliability(values.max(axis=1), values.argmax(axis=1) == labels)
             left.vlines(sure, low, high, color=color, linewidth=1, alpha=0.6)
             left.plot(sure, accuracy, marker, color=color, markersize=5, label=name)
-        left.set_title("Is it as right as it is sure?")
+        left.set_title("Is it right as often as it is sure?")
         left.set_xlabel("confidence (mean of a bin)")
         left.set_ylabel("accuracy, with 95 % interval")
         left.set_xlim(0, 1.02)
@@ -263,13 +263,13 @@ def disagreements(
     predictions: npt.NDArray[Any],
     champion_predictions: npt.NDArray[Any],
 ) -> bytes:
-    """Draw images that only one of two models has right, up to eight that only the champion has, then eight others.
+    """Draw images that only one of two models has right: up to eight for the champion, then up to eight for the model.
 
     Args:
         images: The test images, float32 of shape ``(n, height, width, 1)``, in 0–1.
         labels: Their labels, of shape ``(n,)``.
         predictions: The classes that the model predicts, of shape ``(n,)``.
-        champion_predictions: Those that the champion predicts, of shape ``(n,)``.
+        champion_predictions: The classes that the champion predicts, of shape ``(n,)``.
     """
     from matplotlib.figure import Figure
 
@@ -282,7 +282,7 @@ def disagreements(
         parts: Any = figure.subfigures(2, 1, height_ratios=rows)
         for part, n_rows, (heading, group) in zip(parts, rows, groups, strict=True):
             part.suptitle(heading, x=0.03, ha="left")
-            part.add_subplot(n_rows, GRID, 1).set_axis_off()  # so that an empty group has its place
+            part.add_subplot(n_rows, GRID, 1).set_axis_off()  # an empty group needs its place too
             for position, index in enumerate(group[: 2 * GRID], start=1):
                 axes = part.add_subplot(n_rows, GRID, position)
                 title = f"Label {labels[index]}, Predict {predictions[index]}"
@@ -308,7 +308,7 @@ def _describe(shown: int, wrong: int) -> str:
 
 
 def thumbnail(image: npt.NDArray[np.uint8]) -> bytes:
-    """One image, uint8 of shape ``(height, width)``, as a PNG of as many pixels: dark ink on white."""
+    """One image, uint8 of shape ``(height, width)``, as a PNG with the same pixels, dark ink on white."""
     from PIL import Image
 
     buffer = io.BytesIO()
@@ -336,7 +336,7 @@ def wrong_predictions_csv(cases: Sequence[Case], probabilities: npt.NDArray[np.f
 
 
 def _style() -> AbstractContextManager[None]:
-    """The pictures' look, which leaves Matplotlib's settings as they were, and doesn't depend on the user's."""
+    """Set the look of the pictures in a context, whatever the user's Matplotlib settings are. These don't change."""
     from matplotlib import style
 
     return style.context(
@@ -380,7 +380,7 @@ def _style() -> AbstractContextManager[None]:
 
 
 def _png(figure: Figure) -> bytes:
-    """Render a figure as PNG of at most 64 colours, a third of the bytes without a visible difference."""
+    """Render a figure as PNG with at most 64 colours, which takes a third of the bytes and looks the same."""
     from PIL import Image
 
     drawn, reduced = io.BytesIO(), io.BytesIO()
@@ -391,19 +391,19 @@ def _png(figure: Figure) -> bytes:
 
 
 class Shown(NamedTuple):
-    """What there is to draw of a run.
+    """What a run's pictures show.
 
     Attributes:
         test: The test split.
         training: The training.
         evaluation: The model's evaluation.
-        probabilities: Its probabilities, of shape ``(n_test, 10)``.
-        uncalibrated: Those that it had before temperature scaling, of the same shape.
+        probabilities: The model's probabilities, of shape ``(n_test, 10)``.
+        uncalibrated: Its probabilities before temperature scaling, of the same shape.
         robustness: Its robustness.
         cases: Its wrong predictions, the most instructive first.
-        rival_predictions: What the champion that it is compared with predicts, of shape ``(n_test,)``; none if there is
-            none.
-        rival_robustness: That champion's robustness, if there is one.
+        rival_predictions: The predictions of the champion that it is compared with, of shape ``(n_test,)``. None if
+            there is no such champion.
+        rival_robustness: The robustness of that champion, if there is one.
     """
 
     test: Split
@@ -421,9 +421,9 @@ class Picture(NamedTuple):
     """An entry of `PICTURES`.
 
     Attributes:
-        section: The section of the report that shows it.
-        alt: What is to be seen, for those who don't see it.
-        draw: Draws it as PNG; none if there is nothing to draw.
+        section: The section of the report that shows the picture.
+        alt: The text for readers who can't see the picture.
+        draw: Draws the picture as PNG. Returns None if there is nothing to draw.
     """
 
     section: str

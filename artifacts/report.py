@@ -1,7 +1,7 @@
 """The report of a run: one HTML page, the same in Markdown, and the Markdown of its Prefect artifacts.
 
-A run's text can come from anywhere (a path, a parameter, an observed value), so the templates escape every value that
-they print: Jinja's autoescape for HTML, `escape_markdown` for Markdown.
+The text of a run can come from anywhere (a path, a parameter, an observed value). So the templates escape every value:
+Jinja's autoescape for HTML, `escape_markdown` for Markdown.
 """
 
 import csv
@@ -21,9 +21,9 @@ from artifacts.records.evaluation import Case, Slice
 from artifacts.records.run import Results, Step
 
 DECISIONS = {"promote": "Promoted", "hold": "Held back", "reject": "Rejected"}
-ARTIFACT_ROWS = 50  # an artifact is stored twice and listed whole; the rest is in the CSV
+ARTIFACT_ROWS = 50  # Prefect stores an artifact twice and lists it whole; the CSV has all rows
 LABEL_ROWS = 10
-N_PICTURED = 40  # of the images that only this model has right
+N_PICTURED = 40  # how many of the images that only this model has right are named
 _CASES = TypeAdapter(list[Case])
 
 
@@ -44,10 +44,10 @@ class RunReport(Results):
         started: When the run started.
         parameters: The run's parameters as JSON values, by step.
         code_digest: SHA-256 of the code that the run's steps depend on.
-        git_revision: The checkout's revision; none outside of git.
+        git_revision: The revision of the checkout. None outside of git.
         libraries: Version by library.
         steps: The steps in the order of the run.
-        links: Address by name of what there is to open elsewhere, while `make up` runs.
+        links: The addresses of other pages about the run, by name, while `make up` runs.
     """
 
     id: str
@@ -62,7 +62,7 @@ class RunReport(Results):
 
     @property
     def headline(self) -> str:
-        """The verdict and what follows from it, in one sentence."""
+        """The verdict and its consequence, in one sentence."""
         version, champion = self.registration.version.version, self.registration.champion_number
         failed = [check.name for check in self.verdict.checks if not check.passed]
         end = f" (failed: {', '.join(failed)})." if failed else "."
@@ -86,31 +86,31 @@ class RunReport(Results):
 
     @property
     def key_figures(self) -> dict[str, str]:
-        """The figures to look at first, by name."""
+        """The most important figures, by name."""
         return self.evaluation.titled_metrics()
 
     @property
     def rival_figures(self) -> dict[str, str]:
-        """The same of the champion that the model was compared with; empty if there is none."""
+        """The same figures of the champion that the model was compared with. Empty if there is none."""
         return self.rival.titled_metrics() if self.rival else {}
 
     def rival_accuracy(self, one: Slice) -> str:
-        """That champion's accuracy on a slice; empty if it wasn't measured there."""
+        """The accuracy of that champion on a slice. Empty if it wasn't measured."""
         rival = self.rival_robustness.slices if self.rival_robustness else ()
         found = [f"{other.accuracy:.4f}" for other in rival if (other.kind, other.name) == (one.kind, one.name)]
         return found[0] if found else ""
 
     def pictures(self, section: str) -> dict[str, Picture]:
-        """The pictures of a section of the report, by name, as far as this run has them."""
+        """The pictures of a section of the report that this run has, by name."""
         return {name: p for name, p in PICTURES.items() if p.section == section and name in self.report.pictures}
 
     def more_figures(self, step: str) -> dict[str, Any]:
-        """What a step returned that has no section of its own, by field, as JSON."""
+        """The record of a step that has no section of its own: its fields as JSON."""
         return self.more[step].model_dump(mode="json", exclude={"origin"})
 
     @property
     def model_facts(self) -> dict[str, str]:
-        """What the model is and how it was trained, by name."""
+        """Facts about the model and its training, by name."""
         training, infra = self.training, self.infra
         model = training.model
         averages_shifts = self.parameters["train"].get("average_shifts")
@@ -140,23 +140,23 @@ class RunReport(Results):
 
     @property
     def learnt(self) -> str:
-        """What the model learnt of each training image."""
+        """What the model learnt for each training image."""
         if self.n_teachers:
             return f"the mean answer of {plural(self.n_teachers, 'network')}, trained before it"
         return "the label"
 
     @property
     def about_the_curves(self) -> str:
-        """Why the curves of training and validation aren't the same."""
-        changed = "dropout and changes of the images are on, where the recipe has them"
+        """Why the curves of training and validation can't be compared directly."""
+        changed = "dropout and changes of the images are on, if the recipe has them"
         if not self.n_teachers:
             smoothing = self.parameters["train"]["label_smoothing"]
             return (
-                f"While training, labels are smoothed by {smoothing} and {changed}: "
-                "loss lies above val_loss for that reason."
+                f"While training, labels are smoothed by {smoothing}, and {changed}. "
+                "This is why loss is higher than val_loss."
             )
         return (
-            f"Learnt is {self.learnt}: loss and accuracy are measured against that, "
+            f"The model learns {self.learnt}. Loss and accuracy are measured against that answer, "
             f"val_loss and val_accuracy against the label. While training, {changed}."
         )
 
@@ -167,7 +167,7 @@ class RunReport(Results):
 
     @property
     def lineage(self) -> dict[str, str]:
-        """Digests of all that the version was made of, in the order of the making, and the version itself."""
+        """The digests of everything that the version was made from, in order, and the version itself."""
         return {
             "data": self.dataset.digest,
             "code": self.code_digest,
@@ -194,13 +194,13 @@ class RunReport(Results):
 
 
 def suspects(labels: LabelCheck) -> list[dict[str, str]]:
-    """The training images whose labels look wrong, the likeliest first: index, label, prediction, quality."""
+    """The training images whose labels look wrong, the most likely first: index, label, prediction, quality."""
     rows = csv.DictReader(labels.csv.read_bytes().decode().splitlines())
     return [row for row in rows if row["suspect"] == "True"]
 
 
 def report_html(run: RunReport) -> str:
-    """The whole report as one page that needs nothing else: pictures and styles are inside, there is no script."""
+    """The whole report as one page that needs no other file: pictures and styles are inside. It has no script."""
     pictures = [[thumbnail(image) for image in images] for images in read_array(run.explanation.images)]
     labels = zip(suspects(run.labels), map(thumbnail, read_array(run.labels.images)), strict=False)
     won = run.verdict.comparison.won[:N_PICTURED] if run.verdict.comparison else ()
@@ -214,7 +214,7 @@ def report_html(run: RunReport) -> str:
 
 
 def report_markdown(run: RunReport) -> str:
-    """The whole report as Markdown, for the run's folder: it links to the pictures that lie next to it."""
+    """The whole report as Markdown, for the run's folder. It links to the pictures in the same folder."""
     return _markdown("report", run, embed=False)
 
 
@@ -224,9 +224,10 @@ def summary(run: RunReport) -> str:
 
 
 def data_validation(validation: Validation, labels: LabelCheck | None = None) -> str:
-    """The artifact `data-validation`: each expectation and what was observed; all there is of a run that it stops.
+    """The artifact `data-validation`: each expectation, and what was observed.
 
-    If it doesn't stop the run, the training labels that look wrong too.
+    If the validation stops the run, this is its only artifact. Otherwise it also lists the training labels that look
+    wrong.
     """
     return MARKDOWN.get_template("data_validation.md").render(
         validation=validation, labels=labels, suspects=suspects(labels)[:LABEL_ROWS] if labels else ()
@@ -259,7 +260,7 @@ def confidence(run: RunReport) -> str:
 
 
 def model_card(run: RunReport) -> str:
-    """The artifact `model-card`: what the model is, what it is good for, and how to load it."""
+    """The artifact `model-card`: what the model is, what it is for, and how to load it."""
     return _markdown("model_card", run)
 
 

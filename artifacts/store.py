@@ -1,4 +1,4 @@
-"""The store: files under their SHA-256, written to a temporary name and renamed, verified when read."""
+"""The store: files under their SHA-256. They are written under a temporary name, renamed, and verified when read."""
 
 import errno
 import hashlib
@@ -16,24 +16,24 @@ from artifacts.settings import home
 
 
 class StoredFile(BaseModel):
-    """A reference to a file in the store; loading one checks that its bytes are there and unaltered.
+    """A reference to a file in the store. Loading a reference checks that the file exists and is unaltered.
 
-    The check is left out if the validation context says ``{"check_files": False}``, for records of past runs.
+    The validation context ``{"check_files": False}`` turns the check off, for records of past runs.
 
     Raises:
-        ValueError: Raised if the file is missing, or its bytes have another digest. A cached result that refers to
-            such a file counts as not cached, so Prefect runs its task again.
+        ValueError: Raised if the file is missing, or its bytes have another digest. A cached result with such a
+            reference counts as not cached, so Prefect runs the step again.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     sha256: str = Field(pattern="^[0-9a-f]{64}$", description="SHA-256 of the bytes, in hexadecimal.")
-    suffix: str = Field(pattern=r"^(\.[a-z0-9]+)+$", description="The file's ending, with its dot.")
+    suffix: str = Field(pattern=r"^(\.[a-z0-9]+)+$", description="The ending of the file's name, with its dot.")
     size: int = Field(ge=0, description="Size in bytes.")
 
     @property
     def path(self) -> Path:
-        """Where the file lies; read it through `read_bytes` unless something checked it just before."""
+        """The path of the file. Use `read_bytes` to read it, unless it was checked just before."""
         return home() / "store" / self.sha256[:2] / f"{self.sha256}{self.suffix}"
 
     @model_validator(mode="after")
@@ -58,11 +58,11 @@ class StoredFile(BaseModel):
         except OSError as error:
             raise StoreError(f"{self.path} can't be read ({error.strerror}); run again with --refresh") from error
         if hashlib.sha256(content).hexdigest() != self.sha256:
-            raise StoreError(f"{self.path} was altered; delete it and run again to make it anew")
+            raise StoreError(f"{self.path} was altered; delete it, and run again to create it again")
         return content
 
     def link_to(self, path: Path) -> None:
-        """Make `path` another name of the same bytes (a hard link, no copy), replacing what is there."""
+        """Make `path` another name of the same bytes (a hard link, no copy). An existing file is replaced."""
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         temporary.unlink(missing_ok=True)
         os.link(self.path, temporary)
@@ -70,7 +70,7 @@ class StoredFile(BaseModel):
 
 
 def digest_file(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal, read in pieces."""
+    """SHA-256 of a file's bytes, in hexadecimal. The file is read in pieces."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -79,11 +79,11 @@ def put(suffix: str, write: Callable[[Path], object]) -> StoredFile:
     """Store the file that `write` makes.
 
     Args:
-        suffix: The file's ending, with its dot; libraries choose a format by it.
-        write: Writes the file to the path that it is given, whose name ends in `suffix`.
+        suffix: The ending of the file's name, with its dot. Libraries choose the format by it.
+        write: Writes the file to a path, whose name ends in `suffix`.
 
     Returns:
-        The reference. Equal bytes are stored once.
+        The reference. Equal bytes are stored only once.
     """
     store = home() / "store"
     store.mkdir(parents=True, exist_ok=True)
@@ -92,12 +92,12 @@ def put(suffix: str, write: Callable[[Path], object]) -> StoredFile:
         try:
             write(temporary)
         except Exception as error:
-            # Libraries say it in their own ways, NumPy and HDF5 without the system's reason.
+            # Libraries report a full disk in their own ways, NumPy and HDF5 without the system's reason.
             if shutil.disk_usage(store).free < 1_000_000:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(store)) from error
             raise
         sha256, size = digest_file(temporary), temporary.stat().st_size
-        # Runs link to these bytes: a file that is edited in place would alter them all.
+        # Runs link to these bytes, so editing the file in place would alter all of them.
         temporary.chmod(0o444)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
@@ -113,7 +113,7 @@ def put_bytes(suffix: str, content: bytes) -> StoredFile:
 
 
 def write_atomically(path: Path, content: str) -> None:
-    """Write a text file so that a reader sees the old content or the new, never a part."""
+    """Write a text file. A reader sees either the old content or the new, never a part."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         temporary.write_text(content, encoding="utf-8")

@@ -1,1 +1,1 @@
-"""What a run costs, beside what a user would run instead; `python -m benchmarks`, or `make bench`."""
+"""What a run costs, next to what a user would run instead: `make bench`, or `python -m benchmarks`."""

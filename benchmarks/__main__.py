@@ -14,7 +14,7 @@ from benchmarks import growth, many, orchestration, page, training
 from benchmarks.measure import Row, machine
 from tasks.model.processor import has_bfloat16
 
-# By the arithmetic of the processor: figures of one kind are no measure of the other.
+# A folder for each arithmetic, because figures of processors with and without bfloat16 can't be compared.
 RESULTS = CHECKOUT / "benchmarks" / "results" / ("bfloat16" if has_bfloat16() else "float32")
 Part = Literal["training", "presets", "cold", "cached", "setup", "growth", "many"]
 PARTS: dict[Part, Callable[[int], Any]] = {
@@ -29,20 +29,20 @@ PARTS: dict[Part, Callable[[int], Any]] = {
 
 
 class Bench(BaseSettings):
-    """Measure what a run costs, side by side on this machine; the results go to benchmarks/results/."""
+    """Measure what a run costs, side by side on this machine. The results go to benchmarks/results/."""
 
     parts: list[Part] = Field(
         default=["training", "cold", "cached", "setup", "growth"],
-        description="What to measure. `training`: the fit beside the notebook's; `presets`: each with three seeds, "
-        "which takes hours; `cold`: a first run beside plain Python; `cached`: a run that reuses every step beside an "
-        "empty flow; `setup`: a fresh clone; `growth`: ten times the data; `many`: a thousand runs, an hour.",
+        description="What to measure. `training`: the fit next to the notebook's; `presets`: each with three seeds, "
+        "which takes hours; `cold`: a first run next to plain Python; `cached`: a run that reuses every step, next to "
+        "an empty flow; `setup`: a fresh clone; `growth`: ten times the data; `many`: a thousand runs, an hour.",
     )
-    repeats: int = Field(default=3, ge=1, description="How often; the tables have the medians.")
+    repeats: int = Field(default=3, ge=1, description="How often to measure. The tables have the medians.")
 
     def cli_cmd(self) -> None:
-        """Measure part after part; each is written as soon as it is there."""
+        """Measure part after part, and write each result at once."""
         for part in self.parts:
-            load = os.getloadavg()[0]  # a figure from a busy machine says so
+            load = os.getloadavg()[0]  # so that a figure from a busy machine can be recognised
             print(f"{part} (load before: {load:.1f})", flush=True)
             rows: Iterable[Row] = PARTS[part](self.repeats)
             content = {

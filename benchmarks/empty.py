@@ -1,6 +1,6 @@
-"""An empty Prefect flow, with `--mlflow` one that imports MLflow: what a run costs before it does anything.
+"""An empty Prefect flow: what a run costs before it does anything. With `--mlflow`, the flow imports MLflow.
 
-Started as `make train` starts a run: the same settings, and the server that runs, else one of its own.
+It starts as `make train` starts a run: with the same settings, and with the running server or its own.
 """
 
 import sys
@@ -11,7 +11,7 @@ prepare()
 
 
 def main() -> None:
-    """Run it; what is imported is imported while the server starts, as `make train` does it."""
+    """Run the flow. Imports happen while the server starts, as in `make train`."""
     with server() as ready:
         from prefect import flow
 

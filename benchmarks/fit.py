@@ -1,4 +1,4 @@
-"""Train and evaluate, and nothing else, in a real flow: the fit as `make train` does it, with checkpoints and progress.
+"""Only train and evaluate, in a real flow: the fit as in `make train`, with checkpoints and progress.
 
 `python -m benchmarks.fit '{"epochs": 1}'`: the argument is JSON of `TrainParameters`.
 """
@@ -21,7 +21,7 @@ from tasks.train import train_model
 
 @flow(result_serializer=SERIALIZER)
 def fit(parameters: TrainParameters) -> dict[str, float]:
-    """Train; the wall and CPU seconds of the fit, and how many images are wrong, of the validation and the test set."""
+    """Train, and return the wall and CPU seconds of the fit and how many validation and test images are wrong."""
     dataset = ingest_data(IngestParameters())
     training = train_model(dataset, parameters)
     evaluation = evaluate_model(training.model, dataset)

@@ -1,6 +1,6 @@
-"""How the cost of ingest, validate, evaluate and report grows with the data: MNIST 1, 2, 5 and 10 times, in shifts.
+"""How the cost of ingest, validate, evaluate and report grows with the data: 1, 2, 5 and 10 shifted copies of MNIST.
 
-`python -m benchmarks.growth FOLDER TIMES` is one measurement, in a process of its own; FOLDER holds the model.
+`python -m benchmarks.growth FOLDER TIMES` makes one measurement in its own process. FOLDER has the model.
 """
 
 import json
@@ -31,7 +31,7 @@ N_SMALL = 2_000
 
 
 def growth(repeats: int) -> list[Row]:
-    """The costs at each multiple of MNIST; each tells the CPU seconds of the steps."""
+    """The cost of each multiple of MNIST, with the CPU seconds of the steps."""
     with tempfile.TemporaryDirectory() as folder:
         measure("-m", "benchmarks.growth", folder, "prepare", MNIST_HOME=f"{folder}/home")
 
@@ -42,7 +42,7 @@ def growth(repeats: int) -> list[Row]:
 
 
 def shifted(k: int) -> dict[str, np.ndarray[Any, Any]]:
-    """MNIST and its copies, each shifted by another number of pixels, at most two: k times the images."""
+    """MNIST and copies of it, k in all, each shifted differently by at most two pixels."""
     arrays = read_package(package_file())
     shifts = list(islice(sorted(product(range(-2, 3), repeat=2), key=lambda xy: max(map(abs, xy))), k))
     return {
@@ -52,7 +52,7 @@ def shifted(k: int) -> dict[str, np.ndarray[Any, Any]]:
 
 
 def prepare(folder: Path) -> None:
-    """Write the data sets, a small one, and the records of a model that was trained on MNIST for an epoch."""
+    """Write the data sets, also a small one, and the records of a model that was trained on MNIST for an epoch."""
     for k in TIMES:
         np.savez(folder / f"{k}.npz", allow_pickle=False, **shifted(k))
     np.savez(folder / "small.npz", allow_pickle=False, **{name: array[:N_SMALL] for name, array in shifted(1).items()})
@@ -61,7 +61,7 @@ def prepare(folder: Path) -> None:
 
 
 def one(folder: Path, k: int) -> dict[str, float]:
-    """Run each step on k times MNIST, after a small data set, so that no import counts; the CPU seconds of each."""
+    """The CPU seconds of each step on k times MNIST. A small data set comes first, so that imports don't count."""
     seconds: dict[str, float] = {}
     measured = steps(folder, str(k), 60_000 * k, 10_000 * k)
     for step in steps(folder, "small", N_SMALL, N_SMALL):
@@ -72,10 +72,10 @@ def one(folder: Path, k: int) -> dict[str, float]:
 
 
 def steps(folder: Path, data: str, n_train: int, n_test: int) -> Iterator[str]:
-    """Run the steps on a data set of the folder; the name of each when it is done."""
+    """Run the steps on a data set of the folder. Yields the name of each step when it is done."""
     dataset = ingest_data.fn(IngestParameters(source="path", path=folder / f"{data}.npz"))
     yield "ingest"
-    # The bounds fit MNIST itself; shifted digits lie nearer to the border, and farther from its class means.
+    # The bounds fit MNIST itself. Shifted digits are nearer to the border, and farther from the class means.
     bounds = ValidateParameters(
         n_train=n_train, n_test=n_test, blank_border_min=0, agreement_min=0.5, mnist_agreement_min=0.5
     )

@@ -1,6 +1,6 @@
-"""A thousand runs in the store: what a cached run, the listings and the pages take then, beside a store with ten.
+"""A thousand runs in the store: how long a cached run, the listings and the pages take, next to a store with ten runs.
 
-`python -m benchmarks.many N` runs the pipeline N times in one process; every run but the first reuses every step.
+`python -m benchmarks.many N` runs the pipeline N times in one process. All runs but the first reuse every step.
 """
 
 import shutil
@@ -33,7 +33,7 @@ def many(repeats: int) -> list[Row]:
 
 
 def compare(homes: Mapping[int, Path], repeats: int) -> list[Row]:
-    """The wall seconds of the same in each store, by the number of runs in it; of pages, until they are drawn."""
+    """The wall seconds of the same actions in each store, by its number of runs. Pages count until they are drawn."""
 
     def run(command: str, home: Path) -> Callable[[], Cost]:
         return lambda: measure("-m", "flows", command, MNIST_HOME=str(home))
@@ -45,7 +45,10 @@ def compare(homes: Mapping[int, Path], repeats: int) -> list[Row]:
 
     opened = []
     with sync_playwright() as playwright:
-        for n, home in homes.items():  # one after the other: two stores' servers would take each other's time
+        for (
+            n,
+            home,
+        ) in homes.items():  # one after the other, because the servers of two stores would slow each other down
             with pages(home, playwright) as ways:
                 opened.append(alternate({f"{page}, {n} runs": way for page, way in ways.items()}, repeats))
     return rows + [row for pair in zip(*opened, strict=True) for row in pair]
@@ -53,12 +56,12 @@ def compare(homes: Mapping[int, Path], repeats: int) -> list[Row]:
 
 @contextmanager
 def pages(home: Path, playwright: "Playwright") -> Iterator[dict[str, Callable[[], Cost]]]:
-    """`make up` on a store: how to open each page in a browser."""
+    """Run `make up` on a store. Yields how to open each page in a browser."""
     newest = max((home / "runs").iterdir(), key=lambda path: path.stat().st_mtime).name
     ports = {f"MNIST_{server}_PORT": str(free_port()) for server in ("PREFECT", "REPORT", "MLFLOW")}
     ui, reports = (f"http://127.0.0.1:{ports[f'MNIST_{server}_PORT']}" for server in ("PREFECT", "REPORT"))
     with tempfile.TemporaryDirectory() as folder:
-        checkout = Path(folder) / "checkout"  # `make up` writes its .env there
+        checkout = Path(folder) / "checkout"  # `make up` writes .env there
         subprocess.run(["git", "clone", "--quiet", CHECKOUT, checkout], check=True)
         environment = without_settings(MNIST_HOME=str(home), **ports)
 
@@ -103,7 +106,7 @@ def pages(home: Path, playwright: "Playwright") -> Iterator[dict[str, Callable[[
 
 
 def free_port() -> int:
-    """A port that nobody uses at the moment."""
+    """A port that no process uses at the moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -1,4 +1,4 @@
-"""What a command costs in wall and CPU seconds and memory, side by side with others, and on which machine."""
+"""What a command costs in wall seconds, CPU seconds and memory, next to other commands, and on which machine."""
 
 import json
 import os
@@ -22,13 +22,13 @@ LIBRARIES = ("prefect", "tensorflow", "keras", "mlflow", "great-expectations", "
 
 
 class Cost(BaseModel):
-    """What one process cost, with all that it waited for.
+    """The cost of one process and of all processes that it waited for.
 
     Attributes:
-        wall: Seconds from its start to its end.
-        cpu: CPU seconds, of user and system.
-        peak_mb: Most memory that one of its processes had, in MB.
-        told: What it said itself: the JSON of its last line, if that is an object.
+        wall: Seconds from start to end.
+        cpu: CPU seconds, user and system.
+        peak_mb: Peak memory of the largest process, in MB.
+        told: What the process itself reports: the JSON of its last line, if that is an object.
     """
 
     wall: float
@@ -38,29 +38,29 @@ class Cost(BaseModel):
 
 
 class Row(BaseModel):
-    """What some ways to do the same cost, each measured a number of times."""
+    """The costs of one way to do something, measured several times."""
 
     name: str
     costs: list[Cost]
 
     def median(self, what: str) -> float:
-        """The median of `wall`, `cpu`, `peak_mb`, or of a number that the process told."""
+        """The median of `wall`, `cpu`, `peak_mb`, or of a number that the process reported."""
         return statistics.median(
             float(cost.told[what] if what in cost.told else getattr(cost, what)) for cost in self.costs
         )
 
 
 def without_settings(**variables: str) -> dict[str, str]:
-    """The caller's environment without settings of ours and of libraries, and with these variables."""
+    """The caller's environment with these variables, and without our settings and those of libraries."""
     settings = ("MNIST_", "PREFECT_", "MLFLOW_", "TF_")
     return {name: value for name, value in os.environ.items() if not name.startswith(settings)} | variables
 
 
 def measure(*arguments: str | Path, **variables: str) -> Cost:
-    """Run a Python command in the checkout to its end, with these variables instead of the caller's settings.
+    """Run a Python command in the checkout, with these variables instead of the caller's settings.
 
     Raises:
-        RuntimeError: Raised if it fails; with what it printed.
+        RuntimeError: Raised if the command fails. The message has its output.
     """
     with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
         started = time.perf_counter()
@@ -89,7 +89,7 @@ def measure(*arguments: str | Path, **variables: str) -> Cost:
 
 
 def alternate(ways: Mapping[str, Callable[[], Cost]], repeats: int) -> list[Row]:
-    """Measure the ways in turn, `repeats` times over: what disturbs the machine disturbs all of them."""
+    """Measure the ways in turn, `repeats` times, so that a disturbance of the machine affects all of them."""
     rows = [Row(name=name, costs=[]) for name in ways]
     for repeat in range(repeats):
         for row, way in zip(rows, ways.values(), strict=True):
@@ -100,7 +100,7 @@ def alternate(ways: Mapping[str, Callable[[], Cost]], repeats: int) -> list[Row]
 
 
 def machine() -> dict[str, str]:
-    """What a reader must know to compare figures: processor, memory, system, versions."""
+    """What a reader needs to compare figures: processor, memory, system, versions."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return {
         "processor": describe_processor(),

@@ -1,4 +1,4 @@
-"""What the orchestration costs: a cold run beside a plain script, a cached one beside an empty flow, and the set-up."""
+"""What the orchestration costs: a cold run next to a plain script, a cached run next to an empty flow, the set-up."""
 
 import json
 import os
@@ -16,17 +16,17 @@ from pathlib import Path
 from artifacts.settings import CHECKOUT
 from benchmarks.measure import Cost, Row, alternate, measure, without_settings
 
-# A server as a run starts one, until its standard input ends.
+# Runs a server as a run does, until its standard input ends.
 SERVE = """
 import sys
-from flows.environment import prepare, temporary_server
+from service.environment import prepare, temporary_server
 prepare()
 with temporary_server() as (url, ready):
     ready()
     print(url, flush=True)
     sys.stdin.read()
 """
-# What `make train` prints when it gets somewhere, and what it did before.
+# By stage of `make train`: the line that ends the stage.
 MILESTONES = {
     "the virtual environment and uv": r"installing the locked packages",
     "the locked packages, first imports": r"temporary server",
@@ -67,12 +67,12 @@ def cold(repeats: int) -> list[Row]:
 
 
 def without_fit(cost: Cost, fit: float) -> Cost:
-    """The cost, telling the seconds of the fit and those outside of it."""
+    """The cost, with the seconds of the fit and those outside of the fit."""
     return cost.model_copy(update={"told": {"fit": fit, "outside": cost.wall - fit}})
 
 
 def cached(repeats: int) -> list[Row]:
-    """A cached run, an empty flow, and one that imports MLflow: each with an own server, and with a running one."""
+    """A cached run, an empty flow, and an empty flow that imports MLflow, with their own and with a running server."""
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(2):  # the second one asks the registry, which the first one changed
             measure("-m", "flows", "train", MNIST_HOME=folder)
@@ -96,7 +96,11 @@ def cached(repeats: int) -> list[Row]:
 
 @contextmanager
 def running_server(home: str) -> Iterator[str]:
-    """A Prefect server on the database of an MNIST_HOME; the address of its API."""
+    """Run a Prefect server on the database of an MNIST_HOME. Yields the address of its API.
+
+    Raises:
+        RuntimeError: Raised if the server doesn't start.
+    """
     process = subprocess.Popen(
         [sys.executable, "-c", SERVE],
         cwd=CHECKOUT,
@@ -108,19 +112,22 @@ def running_server(home: str) -> Iterator[str]:
     if process.stdin is None or process.stdout is None:
         raise RuntimeError("the server has no pipes")
     try:
-        yield process.stdout.readline().strip()
+        address = process.stdout.readline().strip()
+        if not address:
+            raise RuntimeError(f"no Prefect server started on {home}")
+        yield address
     finally:
         process.stdin.close()
         process.wait()
 
 
 def setup(repeats: int) -> list[Row]:
-    """`make train` in fresh clones, with empty package caches, to the first validation; tells each stage's seconds."""
+    """`make train` in fresh clones with empty package caches until the first validation: the seconds of each stage."""
     return alternate({"make train in a fresh clone": to_the_first_validation}, repeats)
 
 
 def to_the_first_validation() -> Cost:
-    """Clone, set up and start; interrupted when the training goes."""
+    """Clone, set up and start; interrupt the run when it trains."""
     with tempfile.TemporaryDirectory() as folder:
         checkout = Path(folder) / "checkout"
         subprocess.run(["git", "clone", "--quiet", CHECKOUT, checkout], check=True)

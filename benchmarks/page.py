@@ -15,13 +15,14 @@ from benchmarks.measure import Row
 
 HEAD = """# What a run costs
 
-Written by `make bench`. Medians. Wall seconds depend on what else a machine does, CPU seconds less, ratios least: the
-ways of a table took turns. Which parts there are and what they measure: `make bench ARGS="--help"`.
+`make bench` writes this page. All figures are medians. Wall seconds depend on what else the machine does, CPU seconds
+depend less on it, and ratios least, because the ways of a table take turns. `make bench ARGS="--help"` lists the parts
+and what they measure.
 """
 
 
 def write(folder: Path) -> None:
-    """Write the page of all results that lie in the folder, whenever each was measured."""
+    """Write the page of all results in the folder, whenever they were measured."""
     sections = [HEAD]
     for part, section in SECTIONS.items():
         file = folder / f"{part}.json"
@@ -77,7 +78,7 @@ def training(rows: list[Row], folder: Path) -> str:
 
 
 def presets(rows: list[Row], folder: Path) -> str:
-    """Error against CPU seconds: the front from which a user chooses."""
+    """Error against CPU seconds, so that a user can choose a preset."""
     figure = Figure(figsize=(8, 4.5))
     axes = figure.subplots()
     for row in rows:
@@ -124,11 +125,11 @@ def presets(rows: list[Row], folder: Path) -> str:
 
 
 def cold(rows: list[Row], folder: Path) -> str:
-    """All but the fit of a first run, as a share of the plain scripts'."""
+    """A first run without its fit, as a share of the plain scripts' time."""
     del folder
     return "\n".join(
         [
-            "## A first run, beside the same work in plain Python\n",
+            "## A first run, next to the same work in plain Python\n",
             table(
                 [
                     "way",
@@ -165,7 +166,7 @@ def cached(rows: list[Row], folder: Path) -> str:
     ]
     return "\n".join(
         [
-            "## A run that reuses every step, beside an empty flow\n",
+            "## A run that reuses every step, next to an empty flow\n",
             table(["way", "wall s", "CPU s", "peak MB", "wall: `make train` is … times it"], lines),
         ]
     )
@@ -191,7 +192,7 @@ def setup(rows: list[Row], folder: Path) -> str:
 
 
 def growth(rows: list[Row], folder: Path) -> str:
-    """CPU seconds by step and the peak of memory, by how much data there are."""
+    """CPU seconds by step, and peak memory, by amount of data."""
     times = [int(row.name.split()[0]) for row in rows]
     steps = [*rows[0].costs[0].told]
     figure = Figure(figsize=(11, 3.8), layout="constrained")
@@ -209,7 +210,7 @@ def growth(rows: list[Row], folder: Path) -> str:
     return "\n".join(
         [
             "## How the cost grows with the data\n",
-            "CPU seconds; in brackets, how much more than in proportion to MNIST's.\n",
+            "CPU seconds. In brackets: the factor to a growth in proportion to MNIST.\n",
             table(
                 ["data", *steps, "peak MB"],
                 [
@@ -230,7 +231,7 @@ def growth(rows: list[Row], folder: Path) -> str:
 
 
 def many(rows: list[Row], folder: Path) -> str:
-    """What takes how much longer in a store with a thousand runs."""
+    """How much longer things take in a store with a thousand runs."""
     del folder
     lines = []
     for few, many in zip(rows[::2], rows[1::2], strict=True):
@@ -241,14 +242,14 @@ def many(rows: list[Row], folder: Path) -> str:
     return "\n".join(
         [
             "## A thousand runs in the store\n",
-            "Wall seconds; of a page, until it is drawn in a browser.\n",
+            "Wall seconds. A page counts until it is drawn in a browser.\n",
             table(["", *counts, "ratio"], lines),
         ]
     )
 
 
 def bars(axes: Axes, rows: list[Row], what: dict[str, str]) -> None:
-    """Draw a group of bars a row."""
+    """Draw a group of bars per row."""
     for n, ((label, number), color) in enumerate(zip(what.items(), (BLUE, VERMILION), strict=False)):
         positions = [-place + 0.2 - 0.4 * n for place in range(len(rows))]
         drawn = axes.barh(positions, [row.median(number) for row in rows], 0.38, color=color, label=f"{label} seconds")

@@ -1,6 +1,6 @@
-"""The work of a cold run in plain Python: the flow's own function calls its steps without tasks, cache or states.
+"""The work of a cold run in plain Python: the flow's own function calls its steps, without tasks, cache or states.
 
-With `--server` it starts the same server and leaves the same artifacts there; without, it renders their texts only.
+With `--server`, it starts the same server and creates the same artifacts there. Without, it only renders their texts.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import tasks.publish
 
 
 def work() -> float:
-    """Do what the flow does, in its own order; the seconds of the fit."""
+    """Do what the flow does, in the flow's order. Returns the seconds of the fit."""
     steps = {name: step for name, step in vars(flows.train).items() if isinstance(step, Task)}
     fit_seconds: list[float] = []
 
@@ -35,12 +35,12 @@ def work() -> float:
 
 
 def main() -> None:
-    """Do the work once; the last line is JSON with the seconds of the fit."""
+    """Do the work once. The last line is JSON with the seconds of the fit."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--server", action="store_true")
     served = parser.parse_args().server
     if not served:
-        vars(tasks.publish)["create_markdown_artifact"] = lambda *_, **__: None  # nobody to send it to
+        vars(tasks.publish)["create_markdown_artifact"] = lambda *_, **__: None  # there is no server to send it to
     with server() if served else nullcontext() as ready:
         if ready:
             ready()

@@ -1,7 +1,7 @@
-"""The seed: the steps of a notebook of 2020, "CNN on MNIST", as it did them, in one script.
+"""The seed: the steps of the notebook "CNN on MNIST" of 2020, in one script, as the notebook did them.
 
-It differs in two things: the images come from the package that carries them, not from a download, and it says what the
-fit took. `--epochs 1` is a shorter look.
+There are two differences: the images come from a package, not from a download, and the script prints how long the fit
+took. `--epochs 1` makes it shorter.
 """
 
 import argparse
@@ -26,7 +26,7 @@ import matplotlib.pyplot as plt
 
 
 def compiled() -> keras.Model:
-    """The seed's network, ready to fit."""
+    """The notebook's network, ready to fit."""
     model = keras.Sequential(
         [
             keras.Input((28, 28, 1)),
@@ -45,7 +45,7 @@ def compiled() -> keras.Model:
 
 
 def main() -> None:
-    """Load, train, look, save; the last line is JSON with the seconds of the fit and the number wrong."""
+    """Load, train, draw, save. The last line is JSON with the seconds of the fit and the number of wrong images."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--epochs", type=int, default=5)
     epochs = parser.parse_args().epochs

@@ -1,4 +1,4 @@
-"""What the fit costs, by preset, beside the seed's; and how many test images are wrong after it."""
+"""What the fit costs, by preset, next to the notebook's, and how many test images are wrong after it."""
 
 import json
 import tempfile
@@ -12,7 +12,7 @@ from tasks.model.recipe import PRESETS
 
 
 def against_the_seed(repeats: int) -> list[Row]:
-    """The seed's five epochs, and `make train`'s fit in each arithmetic the processor has; seeds from 0 on."""
+    """The notebook's five epochs, and the fit of `make train` in each arithmetic of the processor; seeds from 0 on."""
     precisions = ["bfloat16", "float32"] if has_bfloat16() else ["float32"]
     ways = {"the seed, five epochs": the_seeds_script} | {
         f"make train, {precision}": training(precision=precision) for precision in precisions
@@ -21,18 +21,18 @@ def against_the_seed(repeats: int) -> list[Row]:
 
 
 def presets(repeats: int) -> list[Row]:
-    """Each preset, in the arithmetic that it chooses itself, and the seed as a user would run it."""
+    """Each preset in its own arithmetic, and the preset `seed` as a user would run it."""
     ways = {"the seed's script": the_seeds_script} | {preset: training(preset=preset) for preset in PRESETS}
     return alternate(ways, repeats)
 
 
 def the_seeds_script() -> Cost:
-    """The seed's five epochs, as its script does them."""
+    """The notebook's five epochs, as its script does them."""
     return measure("-m", "benchmarks.seed")
 
 
 def training(**parameters: Any) -> Callable[[], Cost]:
-    """A way to train: each time with the next seed, in a store of its own, so that nothing is reused."""
+    """A way to train. Each time, it uses the next seed and a new store, so that nothing is reused."""
     seeds = count()
 
     def train() -> Cost:

@@ -1,4 +1,4 @@
-"""`python -m flows COMMAND`: what make calls. Every parameter of a command's flow is a flag."""
+"""The command line, `python -m flows COMMAND`, which make calls. Every parameter of a command's flow is a flag."""
 
 import inspect
 import re
@@ -11,12 +11,12 @@ from typing import Any, NamedTuple, NoReturn
 
 
 class Command(NamedTuple):
-    """What a command calls.
+    """A command of the command line.
 
     Attributes:
-        function: The function, as ``module:name``.
-        is_flow: Whether it is a flow, which needs a Prefect server.
-        exit_code: The exit code for what it returned.
+        function: The function that it calls, as ``module:name``.
+        is_flow: Whether this function is a flow, which needs a Prefect server.
+        exit_code: The exit code for the value that the function returns.
     """
 
     function: str
@@ -40,22 +40,22 @@ COMMANDS = {
 
 
 def main() -> int:
-    """Run a command and print what came of it.
+    """Run a command, and print its result.
 
     Returns:
-        The exit code: 0 if it completed, 1 if a version came out otherwise, 2 if a flag is wrong.
+        The exit code: 0 if the command completed, 1 if a version came out different, 2 if a flag is wrong.
 
     Raises:
-        Exception: Raised if it failed; `tasks.running.faults.explain` has a line for what isn't a defect.
-        KeyboardInterrupt: Raised on Ctrl-C, when the run has been marked as crashed.
-        SystemExit: Raised on SIGTERM, likewise.
+        Exception: Raised if the command failed. `tasks.running.faults.explain` explains it, unless it is a defect.
+        KeyboardInterrupt: Raised on Ctrl-C, after the run was marked as crashed.
+        SystemExit: Raised on SIGTERM, after the run was marked as crashed.
     """
     name = sys.argv[1] if len(sys.argv) > 1 else ""
     if name not in COMMANDS:
         print(f"error: {name or 'nothing'} is no command; there are {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
     command = COMMANDS[name]
-    # Imports take seconds: here a Ctrl-C is met as anywhere else.
+    # Imports take seconds. Here, a Ctrl-C during them is handled too.
     from service.environment import prepare, server
 
     prepare()
@@ -78,17 +78,17 @@ def main() -> int:
             return 2
         try:
             if ready:
-                import_mlflow()  # takes as long as the server's start
+                import_mlflow()  # takes as long as the start of the server
                 ready()
             result = function(**parameters)
-        except TerminationSignal:  # within a run Prefect meets a SIGTERM, to mark it as crashed
+        except TerminationSignal:  # during a run, Prefect handles SIGTERM and marks the run as crashed
             end_on_sigterm()
     print(result)
     return command.exit_code(result)
 
 
 def end_on_sigterm(*_: object) -> NoReturn:
-    """End with a line that says so, and with what a shell says of it."""
+    """End with a line that says so, and with the exit code that a shell has for SIGTERM."""
     print("terminated; the finished steps are kept, and the next run reuses them", file=sys.stderr)
     sys.exit(143)
 
@@ -111,7 +111,7 @@ def parse(function: Any, command: str) -> dict[str, Any]:
         @classmethod
         def settings_customise_sources(cls, *sources: Any, **named: Any) -> tuple[Any, ...]:
             del cls, sources, named
-            return ()  # the flags alone: a variable named TRAIN in somebody's environment is no parameter
+            return ()  # only flags count: a variable TRAIN in the user's environment is no parameter
 
     fields: dict[str, Any] = {
         name: (parameter.annotation, ... if parameter.default is parameter.empty else parameter.default)
@@ -127,7 +127,7 @@ def parse(function: Any, command: str) -> dict[str, Any]:
 
 
 def renamed(flag: str) -> str:
-    """A flag under its present name: version 0.1.0 called the parameters of validate ``--validation.…``."""
+    """The current name of a flag. Version 0.1.0 called the parameters of validate ``--validation.…``."""
     return re.sub(r"^--validation(?=[.=]|$)", "--validate", flag)
 
 
@@ -137,7 +137,7 @@ if __name__ == "__main__":
         sys.exit(main())
     except KeyboardInterrupt:
         print("interrupted; the finished steps are kept, and the next run reuses them", file=sys.stderr)
-        sys.exit(130)  # as a shell says it
+        sys.exit(130)  # the exit code that a shell has for Ctrl-C
     except Exception as error:
         from service.environment import fail
 

@@ -1,4 +1,4 @@
-"""The flow `mnist-gc`: old runs, and what only they needed, are removed."""
+"""The flow `mnist-gc`: remove old runs, and what only they needed."""
 
 from typing import Annotated
 
@@ -14,14 +14,14 @@ from tasks.running.faults import errors_in_one_line
 @errors_in_one_line()
 def gc(
     keep: GcParameters = GcParameters(),
-    apply: Annotated[bool, Field(description="Remove it; without this, only say what would go.")] = False,
+    apply: Annotated[bool, Field(description="Remove it. Without this, gc only says what it would remove.")] = False,
 ) -> GcSummary:
-    """Say which old runs, versions and files nothing needs any more, and how much they take; remove them if told to.
+    """Say which old runs, versions and files nothing needs any more, and how much they take. Remove them if told to.
 
     Args:
         keep: What stays.
-        apply: Remove it; without this, only say what would go.
+        apply: Remove it. Without this, gc only says what it would remove.
     """
     summary = collect_garbage(keep, apply)
-    create_markdown_artifact(f"```\n{summary}\n```", key="gc", description="What was removed, or would be.")
+    create_markdown_artifact(f"```\n{summary}\n```", key="gc", description="What was removed, or would be removed.")
     return summary

@@ -1,4 +1,4 @@
-"""The flows by which a person moves the champion: `mnist-promote` to any version, `mnist-rollback` to the last one."""
+"""The flows for a person who changes the champion: `mnist-promote` to any version, `mnist-rollback` to the last one."""
 
 from typing import Annotated
 
@@ -11,7 +11,7 @@ from tasks.running.faults import errors_in_one_line
 Reason = Annotated[
     str,
     StringConstraints(strip_whitespace=True, min_length=3, max_length=1000, pattern=r"^[^\x00-\x1f\x7f]*$"),
-    Field(description="Why, in one line; kept in the history."),
+    Field(description="The reason, in one line. The history keeps it."),
 ]
 
 

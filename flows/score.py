@@ -1,4 +1,4 @@
-"""The flow `mnist-score`: the champion's labels for a file or a folder of images."""
+"""The flow `mnist-score`: label a file or a folder of images with the champion."""
 
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
@@ -16,15 +16,17 @@ def score(images: ImagesPath, output: OutputPath, ask_below: Probability = 0.9) 
     """Label images with the champion, say which a person should look at, and whether they look like the training data.
 
     Args:
-        images: What is scored.
-        output: Where the labels go.
-        ask_below: A probability below which a person should be asked.
+        images: The images to label.
+        output: The file for the labels.
+        ask_below: The probability below which a person should be asked.
     """
-    # MLflow is needed anyway, and only the flow `mnist` asks while nobody changes what it is answered.
+    # Don't reuse an earlier answer of the registry: only the flow `mnist` holds the lock that keeps it true.
     ask = find_champion.with_options(cache_policy=NO_CACHE)
     with store_lock().read_lock():
         scoring = score_images(ask(), images, output, ask_below)
     create_markdown_artifact(
-        scoring.markdown(), key="scoring", description="What was scored, and what looks different."
+        scoring.markdown(),
+        key="scoring",
+        description="What was scored, and how the images differ from the training data.",
     )
     return scoring

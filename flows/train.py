@@ -1,4 +1,4 @@
-"""The flow `mnist`: from the images to a registered model."""
+"""The flow `mnist`: from images to a registered model."""
 
 import warnings
 from typing import Annotated
@@ -45,7 +45,7 @@ def mnist(
     """Ingest and validate MNIST, train a network, evaluate it, judge it against the champion, report and register it.
 
     Args:
-        ingest: Where the data come from.
+        ingest: The source of the data.
         validate: What the data must look like.
         train: What is trained, and how.
         gate: What a model must show to become the champion.
@@ -94,7 +94,7 @@ def mnist(
 def evaluate_rival(
     champion: Version | None, candidate: Model, dataset: Dataset
 ) -> tuple[Evaluation | None, Robustness | None]:
-    """Evaluate the champion on this run's data, unless there is none, or it is the candidate itself."""
+    """Evaluate the champion on this run's data, unless there is no champion, or the candidate is the champion."""
     if champion is None or champion.model.identity() == candidate.identity():
         return None, None
     return evaluate_model(champion.model, dataset), measure_robustness(champion.model, dataset)

@@ -1,1 +1,1 @@
-"""What `make up` keeps running: the servers, their supervisor, crash recovery; and the environment of every command."""
+"""What `make up` keeps running: the servers, their supervisor, crash recovery. Also the environment of all commands."""

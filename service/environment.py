@@ -1,4 +1,4 @@
-"""The environment of everything that `make` starts: Prefect kept under ``MNIST_HOME``, and nobody called home."""
+"""The environment of every command: Prefect keeps its files under ``MNIST_HOME``, and no library calls home."""
 
 import os
 import socket
@@ -20,7 +20,7 @@ from tasks.running.faults import check_prefect, check_registry, explain
 
 
 def environment() -> dict[str, str]:
-    """What a process that runs the flow needs in its environment; a value that is set there already stays."""
+    """The variables that a process needs to run a flow. A variable that is set already keeps its value."""
     settings = Settings()
     home = settings.home
     defaults = {
@@ -39,13 +39,13 @@ def environment() -> dict[str, str]:
 
 
 def prepare() -> None:
-    """Set the environment, before Prefect is imported; make ``MNIST_HOME``, and see that it can be used.
+    """Set the environment before Prefect is imported. Make ``MNIST_HOME``, and check that it can be used.
 
     Raises:
-        OSError: Raised if it can't be written, or its disk is full.
+        OSError: Raised if ``MNIST_HOME`` can't be written, or its disk is full.
         StoreError: Raised if a database is damaged.
     """
-    os.umask(os.umask(0o077) | 0o022)  # whatever the user's: nobody else may write what is made here
+    os.umask(os.umask(0o077) | 0o022)  # whatever the user's umask is, nobody else may write what is made here
     os.environ.update(environment())
     settings = Settings()
     for folder in (settings.home / "prefect", settings.prefect_database.parent):
@@ -58,13 +58,13 @@ def prepare() -> None:
 
 @contextmanager
 def server() -> Iterator[Callable[[], None] | None]:
-    """Have a Prefect server: the one that the environment or ``.env`` names, else an own one on the same database.
+    """Provide a Prefect server: the one that the environment or ``.env`` names, or a temporary one on its database.
 
-    ``.env`` is what `make up` writes; it names a server that is gone if the machine was restarted since.
+    `make up` writes ``.env``. If the machine was restarted since then, the server that ``.env`` names is gone.
 
     Yields:
-        A function that waits until an own server answers: imports take as long as its start, and go on meanwhile; none
-        if one answers already.
+        A function that waits until the temporary server answers, so that imports can go on while it starts. None if a
+        server answers already.
     """
     url = os.environ.get("PREFECT_API_URL") or dotenv_values(CHECKOUT / ".env").get("PREFECT_API_URL")
     if url and answers(url):
@@ -78,21 +78,23 @@ def server() -> Iterator[Callable[[], None] | None]:
             try:
                 yield ready
             finally:
-                APILogHandler().flush()  # Prefect sends logs in the background; soon nobody is there to take them
+                APILogHandler().flush()  # Prefect sends logs in the background, and the server is about to end
 
 
 @contextmanager
 def temporary_server() -> Iterator[tuple[str, Callable[[], None]]]:
-    """Run a Prefect server until the context ends; the address of its API, and a function that waits until it answers.
+    """Run a Prefect server until the context ends. Yields its API's address, and a function that waits for its answer.
 
-    Prefect's own temporary server gets a Ctrl-C along with the run, and is gone before the run can tell it.
+    Prefect's own temporary server ends on the same Ctrl-C as the run, so the run couldn't report its end to it.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     url = f"http://127.0.0.1:{port}/api"
     command = [sys.executable, "-m", "uvicorn", "--factory", "service.web:temporary", "--port", str(port)]
-    log = Settings().home / "prefect" / "server.log"  # of its last start: what a run needs to know, the run is told
+    log = (
+        Settings().home / "prefect" / "server.log"
+    )  # the log of the last start only; whatever a run must know, the run itself says
     log.write_bytes(b"")
     with log.open("ab") as output:
         process = subprocess.Popen(
@@ -111,7 +113,7 @@ def temporary_server() -> Iterator[tuple[str, Callable[[], None]]]:
         deadline = time.monotonic() + 120
         while not answers(url):
             if process.poll() is not None or time.monotonic() > deadline:
-                raise MnistError(f"Prefect's server didn't start; {log} says why")
+                raise MnistError(f"Prefect's server didn't start; see {log}")
             time.sleep(0.1)
 
     try:
@@ -122,7 +124,7 @@ def temporary_server() -> Iterator[tuple[str, Callable[[], None]]]:
 
 
 def fail(error: Exception) -> NoReturn:
-    """End a command with the one line that there is for an error, and the exit code 1; a defect keeps its traceback."""
+    """End a command with exit code 1 and one line that explains the error. A defect keeps its traceback."""
     clear = explain(error)
     if clear is None:
         raise error

@@ -1,4 +1,4 @@
-"""Crash recovery: the automations by which a run whose process died goes on by itself, and gives up in the end."""
+"""Crash recovery: the automations that restart a run whose process died, and give up after too many crashes."""
 
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
@@ -14,13 +14,15 @@ if TYPE_CHECKING:
     from prefect.client.orchestration import PrefectClient
 
 
-# A promotion by hand isn't among them: done late it could undo what a person has decided since.
+# The deployments whose runs are restarted. A promotion by hand isn't restarted: by then, a person may have decided
+# otherwise.
 REPEATED = ["train", "batch", "nightly"]
 MAX_CRASHES = 5
-# A sign comes every 30 s (PREFECT_FLOWS_HEARTBEAT_FREQUENCY). The server may be away for two minutes and start anew
-# without a living run being taken for dead.
+# A run gives a sign of life every 30 s (PREFECT_FLOWS_HEARTBEAT_FREQUENCY). The server may be away for two minutes and
+# start again without taking a living run for dead.
 SILENCE = timedelta(seconds=240)
-# The worker reports a crash, and its process's remains, within some three seconds: sooner, a run could start twice.
+# The worker needs about three seconds to report a crash and to end what is left of the run's process. With a shorter
+# pause, a run could start twice.
 PAUSE = timedelta(seconds=20)
 RUN = "prefect.flow-run"
 BEGUN = {f"{RUN}.{state}" for state in ("Pending", "Submitting", "Running", "Retrying", "Rerunning")}
@@ -30,7 +32,7 @@ HEARTBEAT = f"{RUN}.heartbeat"
 
 
 def automations() -> list[AutomationCore]:
-    """What the server watches for: a run that has fallen silent, one that crashed, and one that crashes each time."""
+    """What the server watches for: a run without a sign of life, a run that crashed, and a run that always crashes."""
     any_run = {"match": {"prefect.resource.id": f"{RUN}.*"}, "for_each": {"prefect.resource.id"}}
     repeated_run = any_run | {
         "match_related": {"prefect.resource.role": "deployment", "prefect.resource.name": REPEATED}
@@ -38,7 +40,7 @@ def automations() -> list[AutomationCore]:
     return [
         AutomationCore(
             name="mnist: a silent run has crashed",
-            description="Its process and its worker are gone: nobody else tells the server.",
+            description="The run's process and its worker are gone, so nothing else tells the server.",
             trigger=EventTrigger(
                 posture=Posture.Proactive,
                 after=BEGUN | {HEARTBEAT},
@@ -54,7 +56,7 @@ def automations() -> list[AutomationCore]:
         ),
         AutomationCore(
             name="mnist: a crashed run goes on",
-            description="Started again, it reuses finished steps, and a training goes on from its checkpoint.",
+            description="The run is started again, reuses its finished steps, and trains on from its checkpoint.",
             trigger=EventTrigger(
                 posture=Posture.Proactive,
                 after={f"{RUN}.Crashed"},
@@ -70,7 +72,7 @@ def automations() -> list[AutomationCore]:
         ),
         AutomationCore(
             name="mnist: a run that crashes each time has failed",
-            description="So that one which can't succeed isn't started for ever.",
+            description="A run that can't succeed must not be started for ever.",
             trigger=EventTrigger(
                 posture=Posture.Reactive,
                 expect={f"{RUN}.Crashed"},
@@ -82,7 +84,7 @@ def automations() -> list[AutomationCore]:
                 ChangeFlowRunState(
                     state=StateType.FAILED,
                     message=f"it crashed {MAX_CRASHES} times and isn't started again: see the run's logs, and "
-                    "server/worker.log under MNIST_HOME; when the cause is mended, press Retry",
+                    "server/worker.log under MNIST_HOME; when the cause is removed, press Retry",
                 )
             ],
         ),
@@ -90,24 +92,24 @@ def automations() -> list[AutomationCore]:
 
 
 async def set_up_recovery(client: "PrefectClient", since: datetime) -> None:
-    """Create the automations that are missing, and mark as crashed the runs that a lost machine left: they go on.
+    """Create missing automations, and mark the runs of a lost machine as crashed, so that they are restarted.
 
     Args:
         client: A client of the server.
-        since: When server and worker were started. What has run since then may be alive.
+        since: When server and worker were started. A run that started later may be alive.
     """
     for automation in automations():
         if not await client.read_automations_by_name(automation.name):
             await client.create_automation(automation)
     going = FlowRunFilterStateType(any_=[StateType.PENDING, StateType.RUNNING])
     for run in await client.read_flow_runs(flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=going))):
-        # A run of the command line has a process of its own, and maybe a server of its own: it may be alive.
+        # A run of the command line may be alive: it has its own process, and perhaps its own server.
         if run.deployment_id and run.state and run.state.timestamp < since:
-            await client.set_flow_run_state(run.id, Crashed(message="it was cut off when server and worker died"))
+            await client.set_flow_run_state(run.id, Crashed(message="it ended when server and worker died"))
 
 
 async def remove_recovery(client: "PrefectClient") -> None:
-    """Delete the automations: a run that ends now stays ended."""
+    """Delete the automations, so that a run which ends now isn't restarted."""
     for automation in automations():
         for existing in await client.read_automations_by_name(automation.name):
             await client.delete_automation(existing.id)

@@ -16,19 +16,19 @@ from artifacts.settings import CHECKOUT, Settings
 from service.environment import environment, fail, prepare
 
 BIN = Path(sys.executable).parent
-# Where Prefect and our settings look: with it any `prefect …` in the checkout just works.
+# Prefect and our settings read this file, so that every `prefect …` in the checkout works.
 DOTENV = CHECKOUT / ".env"
 MARK = "# Written by `make up`, deleted by `make down`.\n"
 
 
 def up() -> int:
-    """Start what isn't running, deploy, and say where the UIs are.
+    """Start what isn't running, deploy, and print the addresses of the UIs.
 
     Returns:
-        The exit code: 0 if all is up, 1 if a server didn't start.
+        The exit code: 0 if everything is up, 1 if a server didn't start.
 
     Raises:
-        Exception: Raised if ``MNIST_HOME`` can't be used; `tasks.running.faults.explain` has a line for it.
+        Exception: Raised if ``MNIST_HOME`` can't be used. `tasks.running.faults.explain` explains it in one line.
     """
     settings = Settings()
     prepare()
@@ -48,7 +48,7 @@ def up() -> int:
     print(f"waiting for the servers (their logs: {folder}/*.log) …", flush=True)
     deadline = time.monotonic() + 120
     for name, port in servers.items():
-        while not in_use(port):  # each listens when it is ready
+        while not in_use(port):  # a server listens when it is ready
             if time.monotonic() > deadline:
                 print(f"error: {name} didn't start; see {folder}/{name}.log", file=sys.stderr)
                 return 1
@@ -65,14 +65,14 @@ def up() -> int:
 
 
 def find_obstacle(ports: list[int]) -> str | None:
-    """What stops the servers from being started on these ports, in one line; none if nothing does."""
+    """Say in one line why the servers can't be started on these ports. None if they can."""
     if taken := [str(port) for port in ports if in_use(port)]:
         return (
             f"port {' and '.join(taken)} is in use; free it, or set "
             "MNIST_PREFECT_PORT, MNIST_REPORT_PORT or MNIST_MLFLOW_PORT"
         )
     if DOTENV.exists() and not DOTENV.read_text().startswith(MARK):
-        return f"{DOTENV} isn't make up's; move your settings to the environment, and the file away"
+        return f"{DOTENV} wasn't written by make up; move your settings to the environment, and the file away"
     return None
 
 
@@ -80,7 +80,7 @@ def start_supervisor(own_mlflow: bool) -> None:
     """Start the supervisor, which starts the servers and the worker.
 
     Args:
-        own_mlflow: Whether MLflow's UI is one of them.
+        own_mlflow: Whether one of them is MLflow's UI.
     """
     extra = {
         "MNIST_BIN": str(BIN),
@@ -93,7 +93,7 @@ def start_supervisor(own_mlflow: bool) -> None:
 
 
 def server_environment(settings: Settings) -> dict[str, str]:
-    """What the servers, the worker and their clients share: the addresses, and the secret that opens them."""
+    """The variables that the servers, the worker and their clients share: addresses, and the secret."""
     origin = f"http://127.0.0.1:{settings.prefect_port}"
     secret = read_secret(settings.home / "secret")
     variables = {
@@ -110,8 +110,8 @@ def server_environment(settings: Settings) -> dict[str, str]:
         "PREFECT_SERVER_UI_API_URL": f"{origin}/api",
         "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": origin,
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
-        # In memory these would be lost with the server: a run that outlives it would be ended, for want of its lease on
-        # a slot, and what it reports would be held back for a quarter of an hour, for want of what came before.
+        # By default, the server has these in memory and would lose them. A run that outlives the server would then be
+        # ended because its lease on a slot is gone, and its events would be delayed by a quarter of an hour.
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
         "PREFECT_SERVER_EVENTS_CAUSAL_ORDERING": "prefect.server.events.ordering.db",
         "PREFECT_CLIENT_MAX_RETRIES": "7",  # 2, 4, … 128 s apart: a run outlives two minutes without a server
@@ -122,14 +122,14 @@ def server_environment(settings: Settings) -> dict[str, str]:
 
 
 def read_secret(file: Path) -> str:
-    """The line that opens all servers, generated once, readable by its owner alone."""
+    """The user and password for all servers. It is generated once, and only its owner can read it."""
     if not file.exists():
         write_private(file, f"mnist:{secrets.token_urlsafe(24)}\n")
     return file.read_text().strip()
 
 
 def in_use(port: int) -> bool:
-    """Whether something listens on a port of this machine."""
+    """Whether a process listens on a port of this machine."""
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
@@ -142,22 +142,22 @@ def write_private(file: Path, content: str) -> None:
 
 
 def running_supervisor(folder: Path) -> int | None:
-    """The process id of the supervisor, if one runs."""
+    """The process id of the supervisor, if it runs."""
     try:
         pid = int((folder / "supervisord.pid").read_text())
     except (OSError, ValueError):
         return None
-    # The file outlives a reboot, and the number may be somebody else's by then.
+    # The file outlives a reboot, and another process may have the number by then.
     return pid if "supervisord" in command(pid) else None
 
 
 async def deploy(started: datetime) -> None:
-    """Create the work pool and apply prefect.yaml, leaving each schedule as active as it was; set up crash recovery.
+    """Create the work pool, apply prefect.yaml, and set up crash recovery. Schedules stay switched on or off.
 
-    A deploy sends `active: false` each time; without this, it would undo the user's switch.
+    Each deploy sends `active: false`, which would undo the user's switch, so the switch is restored.
 
     Args:
-        started: When the supervisor was started, and server and worker with it.
+        started: When the supervisor was started, and with it server and worker.
     """
     from prefect import get_client
 
@@ -176,10 +176,10 @@ async def deploy(started: datetime) -> None:
 
 
 def down() -> int:
-    """Stop the supervisor and with it all that it started.
+    """Stop the supervisor, and everything that it started.
 
     Returns:
-        The exit code: 0 if nothing runs any more, 1 if it didn't end in time.
+        The exit code: 0 if nothing runs any more, 1 if the supervisor didn't end in time.
     """
     folder = Settings().home / "server"
     pid = running_supervisor(folder)
@@ -203,25 +203,25 @@ def down() -> int:
 
 
 async def stop_recovery() -> None:
-    """Have the server start no run again from here on: those that are going end because a person wants it."""
+    """Make the server restart no run from now on: runs end now because a person wants them to."""
     import httpx
     from prefect import get_client
 
     from service.recovery import remove_recovery
 
-    with suppress(httpx.TransportError):  # a server that is gone starts nothing
+    with suppress(httpx.TransportError):  # a server that is gone restarts nothing
         async with get_client() as client:
             await remove_recovery(client)
 
 
 def end_runs(supervisor: int) -> None:
-    """Have each run that the worker started end, and tell the server that it did: it is marked as crashed.
+    """End each run that the worker started, and let the run tell the server, which marks it as crashed.
 
-    The worker kills its runs when it is stopped, but tells nobody; for the server they would run for ever.
+    When the worker is stopped, it kills its runs but doesn't tell the server, where they would seem to run for ever.
     """
     workers = [child for child in children(supervisor) if "worker" in command(child)]
     started = {run for worker in workers for run in children(worker)}
-    # A run's process leads a group of its own: what it started is in there.
+    # The process of a run leads a process group, which has everything that the run started.
     for kill, number, seconds in ((os.kill, signal.SIGTERM, 20), (os.killpg, signal.SIGKILL, 5)):
         deadline = time.monotonic() + seconds
         runs = [run for run in started if command(run)]
@@ -231,16 +231,16 @@ def end_runs(supervisor: int) -> None:
         while any(map(command, runs)) and time.monotonic() < deadline:
             time.sleep(0.2)
     if started:
-        time.sleep(3)  # for a run that ended before it could tell, the worker does
+        time.sleep(3)  # if a run ended before it could tell the server, the worker tells it
 
 
 def children(pid: int) -> list[int]:
-    """The process ids of a process's children."""
+    """The process ids of the children of a process."""
     return [int(child) for file in Path(f"/proc/{pid}/task").glob("*/children") for child in file.read_text().split()]
 
 
 def command(pid: int) -> str:
-    """The command line of a process; empty if it is gone."""
+    """The command line of a process. Empty if the process is gone."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_text()
     except OSError:
@@ -248,7 +248,7 @@ def command(pid: int) -> str:
 
 
 def forget_server() -> None:
-    """Delete `.env`, if it is what `make up` wrote."""
+    """Delete `.env`, if `make up` wrote it."""
     if DOTENV.exists() and DOTENV.read_text().startswith(MARK):
         DOTENV.unlink()
 

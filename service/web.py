@@ -1,4 +1,4 @@
-"""The web servers that uvicorn runs for `make up`: Prefect's, the reports', MLflow's; each behind the secret."""
+"""The web servers that uvicorn runs for `make up`: Prefect, the reports, MLflow. Each of them needs the secret."""
 
 import base64
 import hmac
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession
 
 
-# A report brings its styles and pictures along. Whatever else gets into one loads nothing, and sends nothing anywhere.
+# A report contains its styles and pictures. Anything else that gets into a report can load and send nothing.
 REPORT_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; img-src 'self' data:; style-src 'unsafe-inline'; "
     "script-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -37,14 +37,14 @@ REPORT_HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
-    "Cache-Control": "private, no-cache",  # a browser asks whether the file is still the same
+    "Cache-Control": "private, no-cache",  # the browser must ask whether the file is still the same
 }
 
 
 class RequireSecret:
-    """Middleware that answers 401 to whoever doesn't bring the secret, by basic auth.
+    """Middleware that answers 401 to requests without the secret, by basic authentication.
 
-    A browser sends a password that it knows with requests that other pages make, too: those are refused.
+    A browser also sends a known password with requests of other pages. Those requests are refused.
     """
 
     def __init__(self, app: ASGIApp, secret: str):
@@ -53,7 +53,7 @@ class RequireSecret:
         self.expected = base64.b64encode(secret.encode())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request, or let the app do it."""
+        """Answer a request, or pass it to the app."""
         if scope["type"] == "lifespan":
             return await self.app(scope, receive, send)
         headers = Headers(scope=scope)
@@ -66,7 +66,9 @@ class RequireSecret:
             )
             return await refusal(scope, receive, send)
         if headers.get("Origin", origin := f"{scope['scheme']}://{headers.get('Host')}") != origin:
-            return await PlainTextResponse("asked for by another site\n", status_code=403)(scope, receive, send)
+            return await PlainTextResponse("requests of other sites are refused\n", status_code=403)(
+                scope, receive, send
+            )
         return await self.app(scope, receive, send)
 
 
@@ -78,7 +80,7 @@ class AddHeaders:
         self.app, self.headers = app, headers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Have the app answer a request."""
+        """Let the app answer a request."""
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -89,7 +91,7 @@ class AddHeaders:
 
 
 def reports() -> ASGIApp:
-    """The runs: an index of them, and the files of their folders, to look at."""
+    """The reports: an index of the runs, and the files in their folders."""
     settings = Settings()
     runs = settings.home / "runs"
     runs.mkdir(parents=True, exist_ok=True)
@@ -104,7 +106,7 @@ def reports() -> ASGIApp:
         return HTMLResponse(await run_in_threadpool(lambda: index_html(read_page(runs, number), elsewhere)))
 
     return Starlette(
-        # Files of runs are hard links, so a symbolic link that leads elsewhere is none of theirs: it isn't followed.
+        # The files of runs are hard links. A symbolic link that leads out of the folder isn't a run's: it isn't served.
         routes=[Route("/", index), Mount("/runs", StaticFiles(directory=runs))],
         middleware=[
             Middleware(AddHeaders, headers=REPORT_HEADERS),
@@ -114,18 +116,18 @@ def reports() -> ASGIApp:
 
 
 def prefect() -> ASGIApp:
-    """Prefect's API and UI, as `prefect server start` serves them, but for four things.
+    """Prefect's API and UI, as `prefect server start` serves them, with four differences.
 
-    Prefect looks for the token against cross-site requests before it looks who asks, so its answer to a stranger's POST
-    would be 403. Here the token is looked for last, by the API, and a stranger gets 401 from every route.
+    Prefect checks the token against cross-site requests before it checks the password, so a POST of a stranger would
+    get 403. Here the API checks the token last, and a stranger gets 401 from every route.
 
-    The UI asks an analytics service for its settings, whatever the server's settings say: browsers are told not to.
+    The UI calls an analytics service, whatever the server's settings say. Here browsers are told not to.
 
-    Whoever creates a work pool has the server ask GitHub which kinds there are. It has a copy of the answer, which it
-    takes if it can't ask.
+    When a work pool is created, the server asks GitHub for the kinds of work pools. Here it uses its own copy of the
+    answer, as it does when it can't ask.
 
-    And automations read before they write: if another request writes in between, SQLite calls its database locked. Here
-    they get hold of it first.
+    Automations read before they write. If another request writes in between, SQLite reports a locked database. Here
+    automations lock the database first.
     """
     from prefect.server.api.collections import KNOWN_VIEWS
     from prefect.server.api.middleware import CsrfMiddleware
@@ -149,9 +151,9 @@ def prefect() -> ASGIApp:
 
 
 def temporary() -> "FastAPI":
-    """Prefect's API without its UI and services, for one run of the command line, and until that ends, however it does.
+    """Prefect's API without its UI and services, for one run of the command line. It ends with that run in any case.
 
-    Whoever starts it holds the other end of its input.
+    The process that starts it holds the other end of its input.
     """
     from prefect.server.api.server import create_app
 
@@ -164,7 +166,7 @@ def temporary() -> "FastAPI":
 
 
 def mlflow() -> ASGIApp:
-    """MLflow's UI and API on the registry under ``MNIST_HOME``; MLflow's own sign-in would need a database of users."""
+    """MLflow's UI and API on the registry under ``MNIST_HOME``. MLflow's own sign-in would need a database of users."""
     settings = Settings()
     (settings.home / "mlflow").mkdir(parents=True, exist_ok=True)
     from mlflow.server.fastapi_app import app
@@ -172,7 +174,7 @@ def mlflow() -> ASGIApp:
 
     from tasks.running.locks import registry_lock
 
-    with registry_lock():  # whoever is first makes the database
+    with registry_lock():  # the first to ask makes the database
         initialize_backend_stores(
             settings.tracking_uri, settings.tracking_uri, (settings.home / "mlflow" / "artifacts").as_uri()
         )

@@ -1,1 +1,1 @@
-"""The records that steps exchange; import each from its own module."""
+"""The records that steps exchange. Import each from its own module."""

@@ -1,4 +1,4 @@
-"""What the steps hand to one another: small frozen records of digests, files and figures, never arrays."""
+"""The base of what steps exchange: small frozen records of digests, files and figures, never arrays."""
 
 import hashlib
 import re
@@ -15,12 +15,12 @@ class Record(BaseModel):
 
 
 class Key(Record):
-    """What decides whether a step's result can be reused; its digest is the cache key.
+    """What decides whether a step's result can be reused. The digest of the key is the cache key.
 
     Attributes:
-        step: The step's name.
-        inputs: Digest by input; a parameter model counts field by field (``train.epochs``).
-        code: Digest by module that the step depends on, comments and formatting left out.
+        step: The name of the step.
+        inputs: Digest by input. Parameters have one entry per field (``train.epochs``).
+        code: Digest by module that the step depends on, without comments, docstrings and layout.
         libraries: Version by library.
     """
 
@@ -35,7 +35,7 @@ class Key(Record):
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
     def changes_since(self, other: Self) -> tuple[str, ...]:
-        """Name what differs from another key of the same step, in words, e.g. ``train.epochs: 3 → 1``."""
+        """Say what differs from another key of the same step, e.g. ``train.epochs: 3 → 1``."""
         changes = []
         for kind in ("inputs", "code", "libraries"):
             now, then = getattr(self, kind), getattr(other, kind)
@@ -50,21 +50,22 @@ class Key(Record):
 
 
 def short(value: str | None) -> str:
-    """A value as a line of text shows it: a digest's first 12 digits tell it apart."""
+    """A value for a line of text. The first 12 digits of a digest are enough to tell it apart."""
     if value is None:
         return "none"
     return value[:12] if re.fullmatch("[0-9a-f]{64}", value) else value
 
 
 class Origin(Record):
-    """Where a step's result was computed.
+    """Which run computed a step's result, and from what.
 
     Attributes:
-        flow_run_id: The flow run that computed it; none where the task was called outside of one.
-        at: When it was done, in UTC.
-        seconds: How long the step took, wall time.
-        revision: The checkout's git revision, ending in ``-dirty`` if files differed from it; none outside of git.
-        key: What it was computed from; none for a step that always runs.
+        flow_run_id: The flow run that computed it. None if the task was called outside of a flow run.
+        at: When the step ended, in UTC.
+        seconds: How long the step took, in seconds of wall time.
+        revision: The git revision of the checkout. It ends in ``-dirty`` if files differed from it. None outside of
+            git.
+        key: What the result was computed from. None for a step that always runs.
     """
 
     flow_run_id: str | None
@@ -75,6 +76,6 @@ class Origin(Record):
 
 
 class StepRecord(Record):
-    """Base of what a step returns; `origin` says who computed it and is no part of a later step's key."""
+    """Base of what a step returns. `origin` says which run computed it, and isn't in the key of a later step."""
 
     origin: Origin | None = None

@@ -1,4 +1,4 @@
-"""Records of the data: the data set, its validation, its labels."""
+"""Records about the data: the data set, its validation, the check of its labels."""
 
 from typing import Literal
 
@@ -11,11 +11,11 @@ N_CLASSES = 10
 
 
 class Dataset(StepRecord):
-    """MNIST, or data in its shape, as raw arrays in the store; `artifacts.dataset.load` reads them.
+    """MNIST, or data of the same shape, as raw arrays in the store. `artifacts.dataset` reads them.
 
     Attributes:
-        source: What was asked for and found, e.g. ``package`` or ``path``.
-        digest: SHA-256 of the four arrays' digests, which identifies the data whatever source they came from.
+        source: The source that the data came from, e.g. ``package`` or ``path``.
+        digest: SHA-256 of the digests of the four arrays. It identifies the data, whatever source they came from.
         x_train: Training images as a ``.npy`` file, shape ``(n, height, width)``, uint8 in 0–255 for MNIST.
         y_train: Training labels as a ``.npy`` file, shape ``(n,)``, uint8 in 0–9 for MNIST.
         x_test: Test images, like `x_train`.
@@ -30,7 +30,7 @@ class Dataset(StepRecord):
     y_test: StoredFile
 
     def identity(self) -> str:
-        """What a later step's key holds: the data, not where they came from."""
+        """What counts in the key of a later step: the data, but not their source."""
         return self.digest
 
 
@@ -39,13 +39,13 @@ class Outcome(Record):
 
     Attributes:
         table: The table that was checked, e.g. ``train images``.
-        expectation: GX's name of it, e.g. ``expect_column_max_to_be_between``.
-        column: The column checked; none for an expectation of the whole table.
+        expectation: GX's name for it, e.g. ``expect_column_max_to_be_between``.
+        column: The column that was checked. None for an expectation about the whole table.
         meaning: What is expected, in words.
         severity: ``error`` stops the run, ``warning`` is reported.
-        success: Whether the data meet it.
+        success: Whether the data meet the expectation.
         observed: The observed value, as text.
-        sample_indices: Row indices of a few that break it.
+        sample_indices: The indices of a few rows that break it.
     """
 
     table: str
@@ -68,14 +68,14 @@ class Validation(StepRecord):
 
 
 class LabelCheck(StepRecord):
-    """What models that never saw a training image say of its label.
+    """How training labels agree with models that never saw those images.
 
     Attributes:
-        data_digest: The data whose training labels were looked at.
-        n_wrong: Training images whose label isn't what such a model predicts.
-        n_suspects: Those of them that cleanlab takes for label errors.
-        csv: All of them, the likeliest label errors first: index, label, prediction, quality (0 bad, 1 good), suspect.
-        images: The first of those images, uint8 of shape ``(n, height, width)``.
+        data_digest: The data whose training labels were checked.
+        n_wrong: How many training images have another label than such a model predicts.
+        n_suspects: How many of them are label errors according to cleanlab.
+        csv: All of these, the most likely errors first: index, label, prediction, quality (0 bad, 1 good), suspect.
+        images: The first of these images, uint8 of shape ``(n, height, width)``.
     """
 
     data_digest: str

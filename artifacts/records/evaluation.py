@@ -1,4 +1,4 @@
-"""Records of what a model is worth: its figures, its errors and their causes."""
+"""Records about the quality of a model: its figures, its errors and their causes."""
 
 from typing import Literal
 
@@ -7,7 +7,7 @@ from pydantic import Field
 from artifacts.records.base import Record, StepRecord
 from artifacts.store import StoredFile
 
-# The kind of the slices that hold one class each.
+# The kind of slices that have one class each.
 CLASS_KIND = "digit"
 
 
@@ -24,20 +24,21 @@ class ClassMetrics(Record):
 class Evaluation(StepRecord):
     """A model's figures on the test set.
 
-    Each field that is a number is a metric: it is registered, and kept in ``metrics.json``. A metric that has a title
-    stands in the report, too, in the format that ``shown`` gives (by default, four decimals).
+    Each field that is a number is a metric: it is registered, and kept in ``metrics.json``. A metric with a title is
+    also shown in the report, in the format that ``shown`` gives (by default, four decimals).
 
     Attributes:
-        weights_digest: The model evaluated.
-        data_digest: The data whose test set it was evaluated on.
+        weights_digest: The model.
+        data_digest: The data whose test set was used.
         accuracy: Share of right predictions, in 0–1.
-        n_wrong: Test images predicted wrong.
-        n_test: Test images.
+        n_wrong: How many test images are predicted wrong.
+        n_test: The number of test images.
         loss: Mean cross-entropy (natural logarithm).
         expected_calibration_error: See `tasks.evaluate.expected_calibration_error`, in 0–1.
-        n_for_a_person: Test images to hand to a person, the least sure first, so that of the rest 99.9 % are right.
-        confusion_matrix: Counts, a row for each label and a column for each prediction.
-        classes: Figures by class.
+        n_for_a_person: How many test images to hand to a person, the least sure first, so that 99.9 % of the rest are
+            right.
+        confusion_matrix: Counts, with a row per label and a column per prediction.
+        classes: The figures of each class.
         probabilities: Softmax outputs as a ``.npy`` file, float32 of shape ``(n_test, 10)``.
     """
 
@@ -59,7 +60,7 @@ class Evaluation(StepRecord):
         return {name: value for name, value in values.items() if isinstance(value, int | float)}
 
     def titled_metrics(self) -> dict[str, str]:
-        """The figures that have a title, by that title, as text."""
+        """The figures with a title, as text, by title."""
         metrics, titled = self.metrics(), {}
         for name, field in type(self).model_fields.items():
             if field.title:
@@ -70,15 +71,15 @@ class Evaluation(StepRecord):
 
 
 class Slice(Record):
-    """How a model does on a part of the test images, or on all of them changed.
+    """The accuracy of a model on a part of the test images, or on changed test images.
 
     Attributes:
         kind: What the images have in common: ``digit``, ``stroke``, ``slant``, ``size`` or ``change``.
         name: The part or the change, in words.
-        n: Images.
-        n_right: Images predicted right.
+        n: The number of images.
+        n_right: How many of them are predicted right.
         low: Lower end of the 95 % confidence interval of the accuracy (Wilson), in 0–1.
-        high: Its upper end.
+        high: Upper end of this interval, in 0–1.
     """
 
     kind: str
@@ -90,7 +91,7 @@ class Slice(Record):
 
     @property
     def is_class(self) -> bool:
-        """Whether it holds the images of one class; the gate has a check of its own for those."""
+        """Whether it has the images of one class. The gate has its own check for those."""
         return self.kind == CLASS_KIND
 
     @property
@@ -100,13 +101,13 @@ class Slice(Record):
 
 
 class Robustness(StepRecord):
-    """How a model does on slices of the test set and on changed test images.
+    """The accuracy of a model on slices of the test set and on changed test images.
 
     Attributes:
         weights_digest: The model.
-        data_digest: The data whose test set it is.
-        slices: The figures, by kind.
-        right: By slice and test image, int8 of shape ``(len(slices), n_test)``: 1 right, 0 wrong, -1 not in the slice.
+        data_digest: The data whose test set was used.
+        slices: The figures of each slice, sorted by kind.
+        right: For each slice and test image, int8 of shape ``(len(slices), n_test)``: 1 right, 0 wrong, -1 not in it.
     """
 
     weights_digest: str
@@ -119,7 +120,7 @@ class Cause(Record):
     """A cause of wrong predictions.
 
     Attributes:
-        name: What it is called, e.g. ``ambiguous``.
+        name: The name of the cause, e.g. ``ambiguous``.
         meaning: What it means, in words.
         times: How many wrong predictions have it.
     """
@@ -137,7 +138,7 @@ class Guess(Record):
 
 
 class Neighbour(Record):
-    """A training image, and how far it is from a test image: cosine distance of their features, in 0–2."""
+    """A training image, and its distance from a test image: the cosine distance of their features, in 0–2."""
 
     index: int
     label: int
@@ -148,11 +149,11 @@ class Case(Record):
     """A wrong prediction and its probable cause.
 
     Attributes:
-        index: The test image.
+        index: The index of the test image.
         label: Its label.
         cause: The name of a `Cause`, see `tasks.explain`.
-        evidence: What speaks for the cause, in words.
-        status: ``new`` if the champion has the image right, ``shared`` if not; none if there is no other champion.
+        evidence: The evidence for the cause, in words.
+        status: ``new`` if the champion has the image right, ``shared`` if not. None if there is no other champion.
         guesses: The three most probable classes, the prediction first.
         neighbours: The three nearest training images, the nearest first.
     """
@@ -167,13 +168,13 @@ class Case(Record):
 
 
 class Explanation(StepRecord):
-    """Why a model's wrong predictions are wrong, probably.
+    """The probable causes of a model's wrong predictions.
 
     Attributes:
-        causes: All causes, in the order in which they are looked for, and how often each was found.
+        causes: All causes, in the order in which they are tried, and how often each was found.
         cases: All wrong predictions, as a JSON list of `Case`, the most instructive first.
-        images: For the first of them, uint8 of shape ``(n, 4, height, width)``: the test image and its neighbours.
-        suspects: The test images that most look mislabelled, predicted right or wrong, as CSV.
+        images: For the first of them, the test image and its neighbours: uint8 of shape ``(n, 4, height, width)``.
+        suspects: The test images whose labels look most wrong, whether predicted right or wrong, as CSV.
     """
 
     causes: tuple[Cause, ...]
@@ -183,16 +184,16 @@ class Explanation(StepRecord):
 
 
 class InfraValidation(StepRecord):
-    """How the saved model does in a fresh interpreter without this project's code and without a network.
+    """What the saved model does in a fresh interpreter, without this project's code and without a network.
 
     Attributes:
-        n_images: Test images predicted.
-        largest_deviation: From the evaluation's probabilities, of any.
-        size: Of the ``.keras`` file, in bytes.
-        load_seconds: Wall time to load it, with the libraries imported already.
+        n_images: How many test images were predicted.
+        largest_deviation: The largest difference between a probability and the evaluation's.
+        size: The size of the ``.keras`` file, in bytes.
+        load_seconds: Wall time to load the model after the libraries are imported.
         seconds_for_1: Wall time to predict one image, median of 20.
-        seconds_for_1000: Wall time to predict 1,000 images (or all, if fewer), median of 3.
-        peak_bytes: The interpreter's peak memory.
+        seconds_for_1000: Wall time to predict 1,000 images (or all, if there are fewer), median of 3.
+        peak_bytes: Peak memory of the interpreter, in bytes.
     """
 
     n_images: int
@@ -205,10 +206,10 @@ class InfraValidation(StepRecord):
 
 
 class Report(StepRecord):
-    """The pictures and tables of a model's evaluation; publish makes the page around them.
+    """The pictures and tables of a model's evaluation. Publish makes the page around them.
 
     Attributes:
-        pictures: PNG by name, see `artifacts.pictures.PICTURES`.
+        pictures: The PNG files by name, see `artifacts.pictures.PICTURES`.
         wrong_predictions_csv: The wrong predictions, the most confident first.
     """
 

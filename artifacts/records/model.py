@@ -1,4 +1,4 @@
-"""Records of a training: the model and its history."""
+"""Records about a training: the model and its history."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from artifacts.store import StoredFile
 
 
 class Model(Record):
-    """A trained model, known by the digest of its weights (a ``.keras`` file holds the date it was saved)."""
+    """A trained model. Its weights' digest identifies it, because a ``.keras`` file contains the date of saving."""
 
     weights_digest: str
     network: str
@@ -18,22 +18,22 @@ class Model(Record):
     h5: StoredFile = Field(description="The model in the older HDF5 format, as the seed saved it.")
 
     def identity(self) -> str:
-        """What a later step's key holds: the weights, not the files' dates."""
+        """What counts in the key of a later step: the weights, but not the dates in the files."""
         return self.weights_digest
 
 
 class Epoch(Record):
-    """One line of the training history, written when the validation split was looked at.
+    """One record of the training history, made at a validation.
 
     Attributes:
-        epoch: Epochs done, counted in parts of one if validation happens within epochs.
-        loss: Mean cross-entropy with what is learnt (the smoothed labels, or the teachers' mean answers) over the
-            training images since the line before.
-        accuracy: Their share of predictions that agree with it, in 0–1, while the weights were changing.
+        epoch: The number of finished epochs. It is a fraction if there are validations within an epoch.
+        loss: Mean cross-entropy with the targets (the smoothed labels, or the teachers' mean answers) over the training
+            images since the last record.
+        accuracy: Share of these images whose prediction agreed with the target, in 0–1, while the weights changed.
         val_loss: Mean cross-entropy over the validation split.
-        val_accuracy: Its share of right predictions, in 0–1.
-        learning_rate: Of the last step.
-        seconds: Wall time since the line before.
+        val_accuracy: Share of right predictions on the validation split, in 0–1.
+        learning_rate: The learning rate of the last step.
+        seconds: Wall time since the last record.
     """
 
     epoch: float
@@ -46,24 +46,26 @@ class Epoch(Record):
 
 
 class Training(StepRecord):
-    """What training made: the model, its history, and how long the fit took."""
+    """The result of a training: the model, its history, and how long the fit took."""
 
     model: Model
     history: tuple[Epoch, ...]
     n_train: int = Field(description="Images trained on.")
-    n_validation: int = Field(description="Images held out of the training data to validate on.")
-    precision: str = Field(description="Keras's dtype policy of the fit, e.g. mixed_bfloat16.")
+    n_validation: int = Field(description="Number of images held out of the training data to validate on.")
+    precision: str = Field(description="Keras's dtype policy in the fit, e.g. mixed_bfloat16.")
     temperature: float = Field(
-        description="What the logits were divided by to calibrate the model, on its validation split."
+        description="The number by which the logits were divided to calibrate the model, found on its validation split."
     )
-    processor: str = Field(description="The processor of the fit; the weights' last bits depend on its kind and cores.")
+    processor: str = Field(
+        description="The processor of the fit. The last bits of the weights depend on its kind and cores."
+    )
     fit_seconds: float = Field(
-        description="Wall seconds of the fit, with validation and teachers, in the process that ended it."
+        description="Wall seconds of the fit with validations and teachers, in the process that finished it."
     )
-    fit_cpu_seconds: float = Field(description="CPU seconds of the same, of all the process's threads.")
+    fit_cpu_seconds: float = Field(description="CPU seconds of the fit, of all threads of that process.")
 
     def identity(self) -> dict[str, Any]:
-        """What a later step's key holds: the model and its curves, not how long they took."""
+        """What counts in the key of a later step: the model and its curves, but not how long they took."""
         return {
             "model": self.model.identity(),
             "history": [epoch.model_dump(exclude={"seconds"}) for epoch in self.history],

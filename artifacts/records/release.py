@@ -1,4 +1,4 @@
-"""Records of a release: the verdict, the version, the history."""
+"""Records about a release: the verdict, the version, the history."""
 
 from datetime import datetime
 from typing import Any, Literal
@@ -15,21 +15,22 @@ class Check(Record):
     name: str
     passed: bool
     on_failure: Literal["hold", "reject"]
-    detail: str = Field(description="The figures behind it, in words.")
+    detail: str = Field(description="The figures behind the check, in words.")
 
 
 class Comparison(Record):
-    """A model against the champion, on the same test images.
+    """A comparison of a model with the champion, on the same test images.
 
     Attributes:
-        won: Indices of the images that the model has right and the champion wrong.
-        lost: Indices of those that the champion has right and the model wrong.
-        n: Test images.
-        p_better: One-sided exact McNemar p-value; small if the model is better.
-        p_worse: The same for the other side.
-        p_not_worse: Small if the model isn't worse by more than the margin.
-        p_worse_by_class: By class, small if the model is worse there; corrected for ten looks.
-        images_needed: Test images that would decide, if the observed difference is the true one; none if none would.
+        won: The indices of the images that the model has right and the champion wrong.
+        lost: The indices of the images that the champion has right and the model wrong.
+        n: The number of test images.
+        p_better: One-sided exact McNemar p-value. It is small if the model is better.
+        p_worse: The same for the other side. It is small if the model is worse.
+        p_not_worse: A p-value that is small if the model isn't worse by more than the margin.
+        p_worse_by_class: A p-value for each class, small if the model is worse there. It is corrected for ten looks.
+        images_needed: How many test images would decide, if the observed difference is the true one. None if no number
+            would.
     """
 
     won: tuple[int, ...]
@@ -43,7 +44,7 @@ class Comparison(Record):
 
 
 class Verdict(StepRecord):
-    """The gate's word on a model: what to do with it, and each reason."""
+    """The gate's decision about a model, and each reason."""
 
     decision: Literal["promote", "hold", "reject"]
     checks: tuple[Check, ...]
@@ -61,8 +62,8 @@ class Version(Record):
     Attributes:
         name: The registered model's name.
         version: The version's number.
-        mlflow_run_id: The MLflow run that holds its parameters, metrics and files.
-        model: The model registered.
+        mlflow_run_id: The MLflow run with its parameters, metrics and files.
+        model: The registered model.
     """
 
     name: str
@@ -72,22 +73,23 @@ class Version(Record):
 
 
 class Lineage(Record):
-    """What a version was made from, so that it can be made again, and what came of it; a tag of the version.
+    """What a version was made from, and its figures, so that it can be made again. This is a tag of the version.
 
-    A field added later needs a default: the versions registered before lack it.
+    A field that is added later needs a default, because versions that were registered before don't have it.
 
     Attributes:
         revision: The commit of the code.
-        patch: SHA-256 of the patch, a file of the version's MLflow run, that the code had besides; none if none.
-        parameters: All of train's.
-        dataset: `Dataset` as JSON: whether its files are still there shows when it is read.
-        n_train: Images trained on.
-        n_validation: Images held out of the training data.
-        code: Digest by module of what train and evaluate depend on.
-        libraries: Version by library that can change their results, Python's too.
-        arithmetic: Keras's dtype policy of the fit.
+        patch: SHA-256 of the patch of uncommitted changes, which is a file of the version's MLflow run. None if there
+            were none.
+        parameters: All parameters of train.
+        dataset: `Dataset` as JSON. It may name files that don't exist any more.
+        n_train: Number of images that the model was trained on.
+        n_validation: Number of images held out of the training data.
+        code: Digest by module that train and evaluate depend on.
+        libraries: Version by library that can change their results, including Python.
+        arithmetic: Keras's dtype policy in the fit.
         processor: The processor of the fit.
-        weights_digest: The model that came of it.
+        weights_digest: The resulting model.
         metrics: Its figures on the test set.
     """
 
@@ -109,13 +111,13 @@ class AliasMove(Record):
     """One line of the registry's history.
 
     Attributes:
-        at: When, in UTC.
-        by: Who or what: a flow run, or a person at the command line.
+        at: When the alias moved, in UTC.
+        by: Who or what moved it: a flow run, or a person at the command line.
         alias: The alias that moved.
-        before: The version that bore it before; none if none did.
-        after: The version that bears it now.
+        before: The version that had the alias before. None if there was none.
+        after: The version that has the alias now.
         why: The reason, in words.
-        verdict: The gate's word that it rests on; none where a person decided.
+        verdict: The gate's decision behind the move. None if a person decided.
     """
 
     at: datetime
@@ -131,11 +133,11 @@ class Registration(StepRecord):
     """What register did.
 
     Attributes:
-        version: The version that holds the model.
-        created: Whether this run registered it; false if it was there already.
+        version: The version of the model.
+        created: Whether this run registered it. False if it was registered before.
         champion_number: The number of the champion's version after this run, if there is one.
         previous_champion_number: The number of the champion's version before this run, if there was one.
-        withheld: Why a person replaced this version as champion, if the gate would have it back.
+        withheld: Why a person replaced this version as champion, if the gate would promote it again.
     """
 
     version: Version

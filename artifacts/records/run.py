@@ -1,4 +1,4 @@
-"""Records of a whole run: what its steps returned, its manifest, and the summary that a person reads."""
+"""Records about a whole run: what its steps returned, its manifest, and its summary for a person."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -19,10 +19,10 @@ class Results(Record):
     """What the steps of a run returned, in the order of the run.
 
     Attributes:
-        more: The records of steps that have no field here, by the step's name: their figures stand in the manifest and
-            at the end of the report.
+        more: The records of steps that have no field here, by the name of the step. Their figures are shown in the
+            manifest and at the end of the report.
         rival: The evaluation of the champion that the model was compared with, if there is one.
-        rival_robustness: Its robustness.
+        rival_robustness: The robustness of that champion.
     """
 
     dataset: Dataset
@@ -63,11 +63,11 @@ class Step(Record):
 
     Attributes:
         name: The step's name.
-        state: Whether the run computed the step's result, or reused it.
-        seconds: Wall seconds that the computation took, in this run or in the one it is reused from.
-        reused_from: The id of the flow run that computed it; none if this run did.
-        changes: Why it was computed: what had changed since the last time, in words.
-        key: What decides its result; none for a step that always runs.
+        state: Whether the run computed the step's result or reused it.
+        seconds: Wall seconds that the computation took, in this run or in the earlier run.
+        reused_from: The id of the earlier flow run that computed the result. None if this run computed it.
+        changes: Why the step was computed: what had changed since the last time, in words.
+        key: What decides the step's result. None for a step that always runs.
     """
 
     name: str
@@ -91,28 +91,28 @@ class Step(Record):
 
 
 class Manifest(Record):
-    """A run: what made its result, how each step went, and the files that it left; ``manifest.json`` of its folder.
+    """A run: what made its result, how each step went, and its files. This is ``manifest.json`` in the run's folder.
 
-    The folder's other files are links to `files`, for people. Manifests of earlier versions are read too: a field that
-    is added later needs a default, and an unknown field is passed over.
+    The other files of the folder are links to `files`, for people. Manifests of earlier versions must stay readable: a
+    field that is added later needs a default, and unknown fields are ignored.
 
     Attributes:
-        flow_run_id: The flow run's id, which is the folder's name.
+        flow_run_id: The flow run's id, which is the name of the folder.
         flow_run_name: The flow run's name.
         state: How the run ended, e.g. ``completed`` or ``failed``.
         reason: Why it failed.
         parameters: The run's parameters as JSON values, by step.
         data_digest: The data.
         code_digest: SHA-256 of the code that the run's steps depend on.
-        git_revision: The checkout's revision; none outside of git.
+        git_revision: The revision of the checkout. None outside of git.
         libraries: Version by library.
         steps: The steps in the order of the run.
         weights_digest: The model.
-        metrics: The content of ``metrics.json``; empty for a run of version 0.1.0.
+        metrics: The content of ``metrics.json``. Empty for a run of version 0.1.0.
         verdict: The gate's decision.
         version: The number of the registered version.
         champion_number: The number of the champion's version after the run.
-        files: The files of the run's folder, by name; empty for a run of version 0.1.0.
+        files: The files of the run's folder, by name. Empty for a run of version 0.1.0.
     """
 
     model_config = ConfigDict(extra="ignore")
@@ -135,18 +135,18 @@ class Manifest(Record):
     files: dict[str, StoredFile] = Field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
-        """Write it into the run's folder, as the last of its files."""
+        """Write the manifest into the run's folder. It must be the last file of the run."""
         write_atomically(folder / MANIFEST, self.model_dump_json(indent=2, exclude={"verdict": {"origin"}}) + "\n")
 
     @classmethod
     def read(cls, folder: Path) -> "Manifest | None":
-        """Read the manifest of a run's folder; the files that it names are not looked at.
+        """Read the manifest of a run's folder. The files that it names aren't checked.
 
         Returns:
-            None if the run was killed before it wrote one.
+            None if the run was killed before it wrote a manifest.
 
         Raises:
-            ValueError: Raised if it is damaged; the message names the file.
+            ValueError: Raised if the manifest is damaged. The message names the file.
         """
         file = folder / MANIFEST
         try:
@@ -154,12 +154,12 @@ class Manifest(Record):
         except FileNotFoundError:
             return None
         except (OSError, ValidationError) as error:
-            reason = error.strerror if isinstance(error, OSError) else f"{error.error_count()} faults in it"
+            reason = error.strerror if isinstance(error, OSError) else f"{error.error_count()} errors in it"
             raise ValueError(f"{file} can't be read ({reason})") from error
 
 
 class RunSummary(Record):
-    """What to tell the person who started a run."""
+    """The summary for the person who started a run."""
 
     flow_run_id: str
     folder: Path
@@ -168,10 +168,10 @@ class RunSummary(Record):
     n_test: int
     headline: str
     version: int
-    steps: tuple[str, ...] = Field(description="A line for each step: computed or reused, and why.")
+    steps: tuple[str, ...] = Field(description="A line per step: computed or reused, and why.")
 
     def __str__(self) -> str:
-        """The summary as a person reads it in a terminal."""
+        """The summary as text for a terminal."""
         steps = "\n  ".join(self.steps)
         return f"""
   {self.headline}

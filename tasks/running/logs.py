@@ -31,7 +31,7 @@ class Progress:
         self._shown = 0.0
 
     def begin(self, what: str) -> str:
-        """Begin the next part, and return the beginning of its messages: ``"network 2 of 4: "``; ``""`` if it is alone."""
+        """Begin the next part. Returns how its messages begin: ``"network 2 of 4: "``, ``""`` if it is alone."""
         self._part += 1
         return f"{what} {self._part} of {self._n_parts}: " if self._n_parts > 1 else ""
 

@@ -432,7 +432,7 @@ def test_learning_curves_list_the_history(run):
 def test_confusion_matrix_names_the_most_frequent_confusions_and_lists_the_classes():
     run = make_run(12)
     markdown = report.confusion_matrix(run)
-    assert "Most often taken for another: 8 for 9 (2 times), 9 for 0 (2 times), 0 for 1 (1 time)," in markdown
+    assert "Most frequent confusions: 8 for 9 (2 times), 9 for 0 (2 times), 0 for 1 (1 time)," in markdown
     assert rows(markdown)[-1] == ["9", "0.9090", "0.9500", "0.9300", "40"]
 
 
@@ -482,7 +482,7 @@ def test_the_summary_links_to_what_make_up_serves(run):
 
 def test_data_validation_lists_the_labels_that_look_wrong(run):
     markdown = report.data_validation(run.validation, run.labels)
-    assert "Of the training labels, 2 look wrong" in markdown
+    assert "2 of the training labels look wrong" in markdown
     assert rows(markdown)[-2:] == [["5", "1", "7", "0.01"], ["6", "1", "7", "0.02"]]
 
 
@@ -501,7 +501,7 @@ def test_what_a_distilled_network_learnt_is_said(run):
     for write in (report.learning_curves, report.report_html):
         assert "labels are smoothed" in write(run)
         assert "labels are smoothed" not in write(distilled)
-        assert "Learnt is the mean answer of 3 networks" in write(distilled)
+        assert "The model learns the mean answer of 3 networks" in write(distilled)
 
 
 def test_a_network_that_averages_shifts_is_told_from_one_that_does_not(run):

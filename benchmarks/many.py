@@ -45,10 +45,8 @@ def compare(homes: Mapping[int, Path], repeats: int) -> list[Row]:
 
     opened = []
     with sync_playwright() as playwright:
-        for (
-            n,
-            home,
-        ) in homes.items():  # one after the other, because the servers of two stores would slow each other down
+        # One after the other, because the servers of two stores would slow each other down.
+        for n, home in homes.items():
             with pages(home, playwright) as ways:
                 opened.append(alternate({f"{page}, {n} runs": way for page, way in ways.items()}, repeats))
     return rows + [row for pair in zip(*opened, strict=True) for row in pair]

@@ -17,6 +17,7 @@ from dotenv import dotenv_values
 from artifacts.errors import MnistError
 from artifacts.settings import CHECKOUT, Settings
 from tasks.running.faults import check_prefect, check_registry, explain
+from tasks.running.relocation import relocate_registry
 
 
 def environment() -> dict[str, str]:
@@ -54,6 +55,7 @@ def prepare() -> None:
         probe.write(bytes(1_000_000))
     check_prefect(settings)
     check_registry(settings)
+    relocate_registry(settings)
 
 
 @contextmanager
@@ -92,9 +94,8 @@ def temporary_server() -> Iterator[tuple[str, Callable[[], None]]]:
         port = probe.getsockname()[1]
     url = f"http://127.0.0.1:{port}/api"
     command = [sys.executable, "-m", "uvicorn", "--factory", "service.web:temporary", "--port", str(port)]
-    log = (
-        Settings().home / "prefect" / "server.log"
-    )  # the log of the last start only; whatever a run must know, the run itself says
+    # The log of the last start only: whatever a person must know, the run itself says.
+    log = Settings().home / "prefect" / "server.log"
     log.write_bytes(b"")
     with log.open("ab") as output:
         process = subprocess.Popen(

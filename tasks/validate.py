@@ -329,9 +329,8 @@ def run_suites(suites: Mapping[str, tuple["pd.DataFrame", list[Any]]]) -> list[d
             gx.ExpectationSuite(name, expectations=expectations),
             result_format={"result_format": "SUMMARY", "partial_unexpected_count": N_SAMPLES},
         )
-        result = json.loads(
-            json.dumps(validated.to_json_dict(), allow_nan=False)
-        )  # turns NumPy's numbers into Python's
+        # By way of text, to turn NumPy's numbers into Python's.
+        result = json.loads(json.dumps(validated.to_json_dict(), allow_nan=False))
         result["meta"] = {"great_expectations_version": gx.__version__}
         results.append(result)
     return results

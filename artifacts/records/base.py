@@ -14,6 +14,10 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+# How many changed modules a reason names.
+N_NAMED = 3
+
+
 class Key(Record):
     """What decides whether a step's result can be reused. The digest of the key is the cache key.
 
@@ -36,17 +40,21 @@ class Key(Record):
 
     def changes_since(self, other: Self) -> tuple[str, ...]:
         """Say what differs from another key of the same step, e.g. ``train.epochs: 3 → 1``."""
-        changes = []
-        for kind in ("inputs", "code", "libraries"):
-            now, then = getattr(self, kind), getattr(other, kind)
-            for name in sorted(now.keys() | then.keys()):
-                if now.get(name) == then.get(name):
-                    continue
-                if kind == "code":
-                    changes.append(f"code of {name}")
-                else:
-                    changes.append(f"{name}: {short(then.get(name))} → {short(now.get(name))}")
-        return tuple(changes)
+
+        def differing(now: dict[str, str], then: dict[str, str]) -> list[str]:
+            return sorted(name for name in now.keys() | then.keys() if now.get(name) != then.get(name))
+
+        def moves(now: dict[str, str], then: dict[str, str]) -> list[str]:
+            return [f"{name}: {short(then.get(name))} → {short(now.get(name))}" for name in differing(now, then)]
+
+        modules = differing(self.code, other.code)
+        if len(modules) > N_NAMED:
+            modules = [f"{len(modules)} modules ({', '.join(modules[:N_NAMED])}, …)"]
+        return (
+            *moves(self.inputs, other.inputs),
+            *(f"code of {module}" for module in modules),
+            *moves(self.libraries, other.libraries),
+        )
 
 
 def short(value: str | None) -> str:

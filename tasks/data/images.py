@@ -209,9 +209,8 @@ def fit(image: Pixels) -> Pixels:
     if not ink.any():
         return fitted
     ink *= 255 / ink.max()
-    rows, columns = (
-        np.flatnonzero((ink > 25).any(axis=axis)) for axis in (1, 0)
-    )  # below a tenth of the range, it is noise
+    # Below a tenth of the range, it is noise.
+    rows, columns = (np.flatnonzero((ink > 25).any(axis=axis)) for axis in (1, 0))
     ink = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     height, width = (max(1, round(20 * length / max(ink.shape))) for length in ink.shape)
     digit = np.asarray(Image.fromarray(ink.astype(np.uint8)).resize((width, height), Image.Resampling.BICUBIC))

@@ -65,9 +65,8 @@ class Checkpoint:
             with np.load(self._file, allow_pickle=False) as arrays:
                 values = [arrays[f"{n}"] for n in range(len(variables))]
                 history = HISTORY.validate_json(arrays["history"].tobytes())
-        except (
-            Exception
-        ) as error:  # a flipped bit in a zip file can cause any error: the file may look encrypted, or huge
+        # A flipped bit in a zip file can cause any error: the file may look encrypted, or huge.
+        except Exception as error:
             run_logger().warning(f"{self._file} can't be read ({error}); training starts again from the beginning")
             return ()
         for variable, value in zip(variables, values, strict=True):

@@ -45,9 +45,8 @@ def promote_version(number: int | None, reason: str) -> Version:
     """
     client = connect()
     with registry_lock():
-        champion = number_by_alias(
-            client, CHAMPION
-        )  # a champion with damaged files must be replaceable, so only its number is read
+        # Only the number is read, because a champion with damaged files must be replaceable.
+        champion = number_by_alias(client, CHAMPION)
         version = version_by_number(client, previous_champion(history(client)) if number is None else number)
         if champion == version.version:
             raise RegistryError(f"version {version.version} is the champion already; nothing was changed")

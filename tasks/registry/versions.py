@@ -22,6 +22,7 @@ from artifacts.settings import Settings
 from artifacts.store import put
 from tasks.running.cache import StepCache
 from tasks.running.faults import check_registry, may_pass
+from tasks.running.relocation import relocate_registry
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -53,12 +54,10 @@ def import_mlflow() -> ModuleType:
     import mlflow
     import mlflow.store.tracking.sqlalchemy_store
 
-    logging.getLogger("mlflow.store.db.utils").setLevel(
-        logging.CRITICAL
-    )  # it would log the traceback of each error that it raises
-    os.environ.setdefault(
-        "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2"
-    )  # MLflow's default of seven retries takes minutes, and the tasks retry anyway
+    # It would log the traceback of each error that it raises.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+    # MLflow's default of seven retries takes minutes, and the tasks retry anyway.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     return mlflow
 
 
@@ -67,6 +66,7 @@ def connect() -> "MlflowClient":
     mlflow = import_mlflow()
     settings = Settings()
     check_registry(settings)
+    relocate_registry(settings)
     (settings.home / "mlflow").mkdir(parents=True, exist_ok=True)
     client: MlflowClient = mlflow.MlflowClient(settings.tracking_uri, settings.tracking_uri)
     return client

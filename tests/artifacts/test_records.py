@@ -22,3 +22,8 @@ def test_each_kind_of_change_is_named():
         "code of tasks.train",
         "keras: none → 3.15",
     )
+
+
+def test_many_changed_modules_are_summed_up():
+    other = KEY.model_copy(update={"code": {f"tasks.m{n}": "1" for n in range(5)}})
+    assert other.changes_since(KEY) == ("code of 6 modules (tasks.m0, tasks.m1, tasks.m2, …)",)

@@ -270,7 +270,7 @@ def test_a_damaged_database_of_prefects_is_named_at_once(tmp_path, how, came):
     started = time.monotonic()
     line = refused(tmp_path, how[1], python=("-m", how[0]))
     assert f"Prefect's database {file} is damaged (file is not a database)" in line
-    assert "move it and its -wal and -shm away" in line
+    assert "move it and its -wal and -shm files away" in line
     assert file.read_bytes() == b"x" * 10_000  # never deleted for the user
     came("Prefect's database damaged", "clear error", time.monotonic() - started)
 

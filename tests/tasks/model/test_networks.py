@@ -32,7 +32,7 @@ def test_an_altered_file_is_not_loaded(dataset, training, with_code):
     shutil.copyfile(file, path)
     try:
         for use in (load_model, lambda model: evaluate_model.fn(model, dataset)):
-            with pytest.raises(StoreError, match="was altered; delete it and run again"):
+            with pytest.raises(StoreError, match="was altered; delete it, and run again"):
                 use(training.model)
         with pytest.raises(StoreError, match="was altered"):
             measure_robustness.fn(training.model, dataset)

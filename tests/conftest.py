@@ -252,7 +252,7 @@ def as_flags(parameters: Mapping[str, Any]) -> list[str]:
 def computed(printed: str) -> set[str]:
     """The steps that a run didn't reuse, by the summary that it printed."""
     steps = dict(re.findall(r"^ +(\S+) +(computed in|reused from run) ", printed, re.MULTILINE))
-    assert len(steps) == 11
+    assert {"ingest", "train", "register"} <= steps.keys()
     return {name for name, how in steps.items() if how == "computed in"}
 
 

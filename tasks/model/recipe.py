@@ -1,18 +1,12 @@
 """The recipe: what is trained, how it is trained, and the presets."""
 
+from collections.abc import Collection
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from tasks.model.networks import NETWORKS
 from tasks.model.processor import has_bfloat16
-
-
-def _known_network(name: str) -> str:
-    if name not in NETWORKS:
-        raise ValueError(f"no network is called {name!r}; there are {', '.join(NETWORKS)}")
-    return name
-
 
 # A preset names only what differs from `fast`, whose values are the defaults.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -42,6 +36,15 @@ PRESETS: dict[str, dict[str, Any]] = {
 PRESETS["distilled"] = PRESETS["compact"] | {"teachers": 3, "average_shifts": True, "validation_share": 1 / 30}
 
 
+def _one_of(kind: str, names: Collection[str]) -> AfterValidator:
+    def check(name: str) -> str:
+        if name not in names:
+            raise ValueError(f"no {kind} is called {name!r}; there are {', '.join(names)}")
+        return name
+
+    return AfterValidator(check)
+
+
 def _without_defaults(schema: dict[str, Any]) -> None:
     # A form sends the defaults that it shows, and a value that is sent outweighs the preset.
     for name, field in schema["properties"].items():
@@ -54,10 +57,12 @@ class TrainParameters(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", json_schema_extra=_without_defaults)
 
-    preset: Literal["fast", "seed", "compact", "distilled"] = Field(
-        default="fast", description="The recipe. It fills in the parameters that aren't given."
+    preset: Annotated[str, _one_of("preset", PRESETS)] = Field(
+        default="fast",
+        description="The recipe. It fills in the parameters that aren't given.",
+        json_schema_extra={"enum": list(PRESETS)},
     )
-    network: Annotated[str, AfterValidator(_known_network)] = Field(
+    network: Annotated[str, _one_of("network", NETWORKS)] = Field(
         default="baseline",
         description="The network's name: a function in tasks/model/networks.py.",
         json_schema_extra={"enum": list(NETWORKS)},

@@ -31,6 +31,7 @@ from artifacts.records.release import Check, Comparison, Registration, Verdict, 
 from artifacts.records.run import Step
 from artifacts.report import RunReport
 from artifacts.store import put, put_bytes
+from tasks.evaluate import measure
 from tests.artifacts.conftest import make_case, make_slices
 
 HOSTILE = (
@@ -89,20 +90,19 @@ def make_run(n_wrong=3, **changes):
     )
     scaled = images[..., np.newaxis] / np.float32(255)
     cases = [make_case(i, int(labels[i]), int(predicted[i])) for i in range(399, 399 - n_wrong, -1)]
+    by_hand = {
+        "loss": 0.0264,
+        "expected_calibration_error": 0.0042,
+        "n_for_a_person": 12,
+        "classes": tuple(
+            ClassMetrics(label=i, precision=0.9 + i / 1000, recall=0.95, f1=0.93, support=40) for i in range(10)
+        ),
+    }
     evaluation = Evaluation(
         weights_digest=DIGESTS["model"],
         data_digest=DIGESTS["data"],
-        loss=0.0264,
-        accuracy=1 - n_wrong / 400,
-        n_test=400,
-        n_wrong=n_wrong,
-        expected_calibration_error=0.0042,
-        n_for_a_person=12,
-        confusion_matrix=matrix.tolist(),
-        classes=tuple(
-            ClassMetrics(label=i, precision=0.9 + i / 1000, recall=0.95, f1=0.93, support=40) for i in range(10)
-        ),
         probabilities=array(probabilities),
+        **measure(labels, probabilities) | by_hand,
     )
     robustness = Robustness(
         weights_digest=DIGESTS["model"], data_digest=DIGESTS["data"], slices=make_slices(), right=array(labels)
@@ -396,7 +396,8 @@ def test_markdown_report_lists_every_wrong_prediction():
 def test_summary_says_the_verdict_first_and_what_was_reused(run):
     markdown = report.summary(run)
     assert markdown.startswith(f"**{run.headline}**\n")
-    assert rows(markdown)[1:3] == [["Test accuracy", "0.9925"], ["Wrong predictions", "3 of 400"]]
+    assert rows(markdown)[1] == ["Test accuracy", "0.9925"]
+    assert ["Wrong predictions", "3 of 400"] in rows(markdown)
     assert "\n3 wrong predictions by probable cause: 3 ambiguous.\n" in markdown
     assert ["minimum", "passed", "0.99 of 0.98"] in rows(markdown)
     assert rows(markdown)[-2:] == [

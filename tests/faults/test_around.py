@@ -376,7 +376,7 @@ def test_every_object_and_record_is_made_again(run_flow, sample, home, came):  #
 
     # The first one changes the registry; what the second one is answered by it is kept, too.
     first, last = run_flow(**sample), run_flow(**sample)
-    assert len(records(last)) == 11
+    assert {*STEPS, "find-champion"} <= records(last).keys()
     for step in records(last):
         last, made_again = spoil_and_run(records(last)[step], "a result record")
         assert step in made_again

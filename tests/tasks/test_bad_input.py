@@ -317,6 +317,7 @@ DATA = {
 }
 
 
+@pytest.mark.expensive
 @pytest.mark.parametrize(("spoil", "said"), DATA.values(), ids=DATA)
 def test_other_data_are_stopped(home, tmp_path, arrays, spoil, said):
     path = write_npz(tmp_path / "data.npz", spoil(arrays))
@@ -439,6 +440,7 @@ def survives(path):
 
 @LIMITED
 @given(data=st.data())
+@pytest.mark.expensive
 def test_an_npz_with_any_bytes_changed_is_read_or_refused(home, tmp_path, sample_npz, data):
     content = bytearray(sample_npz.read_bytes())
     # The directory at the end and the headers decide most.
@@ -464,6 +466,7 @@ def test_an_array_with_any_header_is_read_or_refused(home, tmp_path, mnist, text
 
 @LIMITED
 @given(array=any_array(array_dtypes(), array_shapes(min_dims=0, max_dims=4, max_side=4)))
+@pytest.mark.expensive
 def test_an_array_of_any_type_and_shape_is_read_or_refused(home, tmp_path, mnist, array):
     survives(write_npz(tmp_path / "data.npz", mnist | {"x_train": array}))
 

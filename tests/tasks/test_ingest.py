@@ -30,6 +30,7 @@ def write_idx(folder, arrays, *, zipped=False):
     return folder
 
 
+@pytest.mark.expensive
 def test_the_package_holds_the_real_mnist(home):
     dataset = ingest_data.fn(IngestParameters())
     assert dataset.source == "package"
@@ -96,6 +97,7 @@ def test_a_server_that_never_ends_is_given_up(home, monkeypatch, serve):
     assert list((home / "downloads").iterdir()) == []
 
 
+@pytest.mark.expensive
 def test_a_server_that_drips_is_given_up(home, monkeypatch, serve):
     monkeypatch.setenv("MNIST_KERAS_URL", serve(bytes(100), pause=0.1).url)
     monkeypatch.setenv("MNIST_DOWNLOAD_TIMEOUT_SECONDS", "0.2")

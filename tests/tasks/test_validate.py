@@ -16,6 +16,8 @@ from artifacts.store import put
 from tasks.validate import ExpectationError, ValidateParameters, validate_data
 from tests.conftest import TINY
 
+pytestmark = pytest.mark.expensive  # it runs Great Expectations, whose import takes seconds
+
 Arrays = dict[str, npt.NDArray[Any]]
 
 

@@ -44,6 +44,7 @@ def share_of_alarms(figures, usuals, n):
     return np.any(far, axis=0).mean()
 
 
+@pytest.mark.expensive
 def test_rows_of_either_half_of_the_training_set_are_usual_by_the_other_half(whole):
     first, second = measure(whole["x_train"][:30_000]), measure(whole["x_train"][30_000:])
     for known, other in ((first, second), (second, first)):

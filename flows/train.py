@@ -20,7 +20,7 @@ from tasks.ingest import IngestParameters, ingest_data
 from tasks.model.recipe import TrainParameters
 from tasks.publish import publish_failure, publish_run, publish_validation
 from tasks.register import find_registration, register_model
-from tasks.registry.versions import find_champion
+from tasks.registry.history import find_champion
 from tasks.report import draw_report
 from tasks.robustness import measure_robustness
 from tasks.running.cache import SERIALIZER, reusing_results
@@ -31,6 +31,9 @@ from tasks.validate import ExpectationError, ValidateParameters, validate_data
 
 # pydantic warns because its models have a deprecated method of the same name as the parameter `validate`.
 warnings.filterwarnings("ignore", message='Field name "validate"', category=UserWarning)
+
+# A champion that can't be read stops the run before it trains; it is looked for again once the run holds the lock.
+check_registry = find_champion.with_options(name="check-registry")
 
 
 @flow(name="mnist", result_serializer=SERIALIZER, on_failure=[publish_failure], on_crashed=[publish_failure])
@@ -52,6 +55,7 @@ def mnist(
         refresh: Compute every step again, whatever earlier runs left.
     """
     with reusing_results(refresh):
+        check_registry()
         dataset = ingest_data(ingest)
         try:
             validation = validate_data(dataset, validate)
@@ -64,7 +68,7 @@ def mnist(
         robustness = measure_robustness(training.model, dataset)
         infra = validate_infra(training.model, dataset, evaluation)
         with registry_lock():
-            rival, rival_robustness = evaluate_rival(find_champion(), training.model, dataset)
+            rival, rival_robustness = evaluate_rival(find_champion(finish=True), training.model, dataset)
             verdict = judge_model(dataset, evaluation, infra, robustness, rival, rival_robustness, gate)
             explanation = explain_errors(training.model, dataset, evaluation, rival)
             report = draw_report(dataset, training, evaluation, robustness, explanation, rival, rival_robustness)

@@ -19,7 +19,7 @@ from artifacts.records.release import AliasMove, Registration, Verdict, Version
 from artifacts.settings import Settings
 from tasks.data.drift import profile
 from tasks.model.saved import load_model
-from tasks.registry.history import history, move_alias, replaced_by_hand
+from tasks.registry.history import finish_move, history, move_alias, replaced_by_hand
 from tasks.registry.lineage import identity, lineage_tags
 from tasks.registry.versions import (
     CHALLENGER,
@@ -110,6 +110,7 @@ def register_model(dataset: Dataset, training: Training, evaluation: Evaluation,
     The alias `challenger` goes to a new version. The alias `champion` moves only if the verdict is to promote.
     """
     client = connect()
+    finish_move(client)
     version = version_by_tags(client, identity(dataset, training))
     created = version is None
     if version is None:
@@ -195,6 +196,9 @@ def create_version(client: "MlflowClient", dataset: Dataset, training: Training,
 def _experiment(client: "MlflowClient") -> str:
     found = client.get_experiment_by_name(REGISTERED_MODEL)
     if found is not None:
+        if found.lifecycle_stage == "deleted":
+            run_logger().warning(f"the experiment {REGISTERED_MODEL} was deleted in MLflow; it is restored")
+            client.restore_experiment(found.experiment_id)
         return str(found.experiment_id)
     # With a database, MLflow would put files below the current folder. A server has its own place for them.
     database = Settings().registry_database

@@ -36,7 +36,7 @@ from artifacts.records.release import AliasMove
 from artifacts.records.run import Manifest
 from artifacts.settings import Settings
 from tasks.data.sources import MNIST_DIGEST
-from tasks.registry.history import champions, history, replaced_by_hand
+from tasks.registry.history import champions, finish_move, history, replaced_by_hand
 from tasks.registry.lineage import NOT_REPRODUCIBLE, dataset_of
 from tasks.registry.versions import CHAMPION, REGISTERED_MODEL, connect
 from tasks.running.locks import no_run_going, registry_lock, store_lock
@@ -185,6 +185,8 @@ def collect_garbage(keep: GcParameters, apply: bool) -> GcSummary:
         else:
             locks.enter_context(store_lock().read_lock())
         mlflow = connect()
+        if apply:
+            finish_move(mlflow)
         with get_client(sync_client=True) as prefect:
             plan = make_plan(mlflow, prefect, keep)
             summary = describe(mlflow, plan, applied=apply)

@@ -14,7 +14,7 @@ from artifacts.errors import RegistryError
 from artifacts.records.release import AliasMove, Version
 from artifacts.store import digest_file
 from tasks.infra_validate import try_model
-from tasks.registry.history import history, move_alias, previous_champion
+from tasks.registry.history import finish_move, history, move_alias, previous_champion
 from tasks.registry.versions import (
     CHAMPION,
     GOLDEN_IMAGES,
@@ -45,6 +45,7 @@ def promote_version(number: int | None, reason: str) -> Version:
     """
     client = connect()
     with registry_lock():
+        finish_move(client)
         # Only the number is read, because a champion with damaged files must be replaceable.
         champion = number_by_alias(client, CHAMPION)
         version = version_by_number(client, previous_champion(history(client)) if number is None else number)

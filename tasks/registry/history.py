@@ -3,11 +3,21 @@
 from typing import TYPE_CHECKING
 
 import prefect.runtime
+from prefect import task
 
 from artifacts.errors import RegistryError
 from artifacts.markdown import escape_markdown
-from artifacts.records.release import AliasMove
-from tasks.registry.versions import CHAMPION, REGISTERED_MODEL, connect
+from artifacts.records.release import AliasMove, Version
+from tasks.registry.versions import (
+    CHAMPION,
+    OF_THE_REGISTRY,
+    REGISTERED_MODEL,
+    connect,
+    registry_digest,
+    version_by_alias,
+)
+from tasks.running.cache import StepCache
+from tasks.running.locks import registry_lock
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -45,25 +55,57 @@ def replaced_by_hand(moves: list[AliasMove], version: int) -> str | None:
     return None
 
 
+def _registry_digest(finish: bool) -> dict[str, str] | None:
+    del finish
+    return registry_digest()
+
+
+@task(name="find-champion", cache_policy=StepCache(libraries=("mlflow",), reads=_registry_digest), **OF_THE_REGISTRY)
+def find_champion(finish: bool = False) -> Version | None:
+    """The registry's champion, if there is one.
+
+    Args:
+        finish: Whether to finish a move of the champion that a killed process began. Then the caller must hold
+            `registry_lock`.
+    """
+    client = connect()
+    if finish:
+        finish_move(client)
+    return version_by_alias(client, CHAMPION)
+
+
 # MLflow keeps no history of aliases. So each move is a numbered tag of the registered model, and never changes.
 HISTORY = "history."
+# The tag of a move that was begun and isn't finished.
+MOVING = "moving"
 N_SHOWN = 50
 
 
 def move_alias(client: "MlflowClient", move: AliasMove) -> None:
     """Move an alias, and record the move: as a tag, on the model's page, and as a Prefect event.
 
-    The caller must hold `registry_lock`. The history is written first, so that an alias never moves without a trace.
+    The caller must hold `registry_lock`. The first write says what is going to be done. If the process is killed after
+    that, the next command that holds the lock finishes the move.
     """
+    client.set_registered_model_tag(REGISTERED_MODEL, MOVING, move.model_dump_json())
+    finish_move(client)
+
+
+def finish_move(client: "MlflowClient") -> None:
+    """Finish the move of an alias that was begun, if there is one. The caller must hold `registry_lock`."""
     from prefect.events import emit_event
 
+    begun = _tags(client).get(MOVING)
+    if begun is None:
+        return
+    move = AliasMove.model_validate_json(begun)
     moves = history(client)
-    # If the first try failed between the two writes, a retry must not write the line a second time.
-    if not moves or moves[-1].model_copy(update={"at": move.at}) != move:
+    if not moves or moves[-1] != move:
         moves.append(move)
-        client.set_registered_model_tag(REGISTERED_MODEL, f"{HISTORY}{len(moves):06}", move.model_dump_json())
+        client.set_registered_model_tag(REGISTERED_MODEL, f"{HISTORY}{len(moves):06}", begun)
     client.set_registered_model_alias(REGISTERED_MODEL, move.alias, str(move.after))
     client.update_registered_model(REGISTERED_MODEL, description=history_markdown(moves))
+    client.delete_registered_model_tag(REGISTERED_MODEL, MOVING)
     if prefect.runtime.flow_run.id:  # a task called as `task.fn(…)` has no server to tell
         emit_event(
             event="mnist.alias.moved",
@@ -72,19 +114,27 @@ def move_alias(client: "MlflowClient", move: AliasMove) -> None:
         )
 
 
+def _tags(client: "MlflowClient") -> dict[str, str]:
+    found = client.search_registered_models(f"name = '{REGISTERED_MODEL}'")
+    return dict(found[0].tags) if found else {}
+
+
 def history(client: "MlflowClient") -> list[AliasMove]:
     """All moves of aliases, the oldest first."""
-    found = client.search_registered_models(f"name = '{REGISTERED_MODEL}'")
-    tags = {name: value for model in found for name, value in model.tags.items() if name.startswith(HISTORY)}
-    return [AliasMove.model_validate_json(tags[name]) for name in sorted(tags)]
+    tags = _tags(client)
+    return [AliasMove.model_validate_json(tags[name]) for name in sorted(tags) if name.startswith(HISTORY)]
 
 
 def read_history() -> str:
     """Print who or what moved an alias, when and why: one line per move, the oldest first."""
+    client = connect()
+    if MOVING in _tags(client):
+        with registry_lock():
+            finish_move(client)
     return "\n".join(
         f"{move.at:%Y-%m-%d %H:%M:%S}  {move.alias:<10}  {move.before or 'none'} → {move.after}  "
         f"{move.verdict or 'by hand'}, by {move.by}: {move.why}"
-        for move in history(connect())
+        for move in history(client)
     )
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from prefect import task
 from pydantic import ValidationError
 
 from artifacts.errors import RegistryError
@@ -20,7 +19,6 @@ from artifacts.records.model import Model
 from artifacts.records.release import Version
 from artifacts.settings import Settings
 from artifacts.store import put
-from tasks.running.cache import StepCache
 from tasks.running.faults import check_registry, may_pass
 from tasks.running.relocation import relocate_registry
 
@@ -88,12 +86,6 @@ def registry_digest() -> dict[str, str] | None:
     return {"registry": digest.hexdigest()}
 
 
-@task(name="find-champion", cache_policy=StepCache(libraries=("mlflow",), reads=registry_digest), **OF_THE_REGISTRY)
-def find_champion() -> Version | None:
-    """The registry's champion, if there is one."""
-    return version_by_alias(connect(), CHAMPION)
-
-
 def version_by_alias(client: "MlflowClient", alias: str) -> Version | None:
     """The version that has an alias, if there is one."""
     number = number_by_alias(client, alias)
@@ -138,8 +130,14 @@ def read_version(client: "MlflowClient", found: "ModelVersion") -> Version:
     """Turn MLflow's entity into our record. If the store lost a model file, it is copied back from the registry.
 
     Raises:
-        RegistryError: Raised if the registry's copy is missing or altered too.
+        RegistryError: Raised if another program registered the version, or the registry's copy is missing or altered
+            too.
     """
+    if "model" not in found.tags:
+        raise RegistryError(
+            f"version {found.version} of {found.name} was registered by another program, so it can't be judged; if it "
+            "is the champion, make another version the champion: make promote VERSION=… REASON=…"
+        )
     try:
         model = Model.model_validate_json(found.tags["model"])
     except ValidationError:

@@ -55,9 +55,7 @@ def explain(error: BaseException) -> MnistError | None:
             return damaged_registry(settings, said.splitlines()[0])
         return StoreError(f"{settings.home}/locks/store.db is damaged; delete it while no run is going")
     if any(type(cause).__name__ == "MlflowException" and "API request to" in str(cause) for cause in causes):
-        return RegistryError(
-            f"MLflow at {settings.tracking_uri} doesn't answer; start it, or correct MLFLOW_TRACKING_URI"
-        )
+        return silent_registry(settings)
     return None
 
 
@@ -101,6 +99,26 @@ def check_registry(settings: Settings) -> None:
     gone = not file.exists() or file.stat().st_size == 0
     if settings.mlflow_tracking_uri is None and gone and any((file.parent / "artifacts").glob("*")):
         raise damaged_registry(settings, "it is empty or gone, though models were registered")
+
+
+def check_registry_server(settings: Settings) -> None:
+    """Check that the MLflow server answers, if the registry is one, before a run trains for it.
+
+    Raises:
+        RegistryError: Raised if it doesn't.
+    """
+    if settings.tracking_uri.startswith(("http://", "https://")):
+        import httpx
+
+        try:
+            httpx.get(settings.tracking_uri, timeout=10)  # any answer will do: it may want a password first
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise silent_registry(settings) from error
+
+
+def silent_registry(settings: Settings) -> RegistryError:
+    """The error for an MLflow server that doesn't answer."""
+    return RegistryError(f"MLflow at {settings.tracking_uri} doesn't answer; start it, or correct MLFLOW_TRACKING_URI")
 
 
 def damaged_registry(settings: Settings, damage: str) -> StoreError:

@@ -36,9 +36,10 @@ from tasks.model.checkpoint import Checkpoint
 from tasks.operations.promote import promote_version
 from tasks.operations.score import score
 from tasks.register import register_model
-from tasks.registry.versions import MODEL_FILES, connect, find_champion, version_by_alias
+from tasks.registry.history import find_champion
+from tasks.registry.versions import MODEL_FILES, connect, version_by_alias
 from tasks.robustness import measure_robustness
-from tasks.running.faults import explain, find_damage
+from tasks.running.faults import check_registry_server, explain, find_damage
 from tasks.train import train_model
 from tasks.validate import validate_data
 from tests.conftest import FAST, TINY, as_flags, computed
@@ -228,6 +229,12 @@ def test_a_registry_server_that_is_down_is_named(home, monkeypatch, came):
     clear = error_of(find_champion.fn)
     assert str(clear).startswith("MLflow at http://127.0.0.1:9 doesn't answer; start it")
     assert time.monotonic() - started < 60  # MLflow by itself tries for minutes
+    # A command says so before it starts anything.
+    for address in ("http://127.0.0.1:9", "http://nowhere.invalid", "http://[bad"):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+        assert str(error_of(lambda: check_registry_server(Settings()))).startswith(
+            f"MLflow at {address} doesn't answer"
+        )
     came("MLflow's server gone", "clear error", time.monotonic() - started)
 
 

@@ -14,7 +14,8 @@ from artifacts.records.release import Check, Verdict
 from artifacts.settings import Settings
 from artifacts.store import put_bytes
 from tasks.register import find_registration, register_model
-from tasks.registry.versions import connect, find_champion, read_version, registry_digest, version_by_alias
+from tasks.registry.history import find_champion
+from tasks.registry.versions import connect, read_version, registry_digest, version_by_alias
 
 PROMOTE = Verdict(decision="promote", checks=(Check(name="c", passed=True, on_failure="hold", detail="d"),), rival=None)
 HOLD = PROMOTE.model_copy(update={"decision": "hold"})
@@ -83,7 +84,7 @@ def test_an_answer_of_the_registry_is_kept_until_that_changes(registered, datase
     def keys(of=training):
         inputs = {"dataset": dataset, "training": of, "verdict": PROMOTE}
         return [
-            find_champion.cache_policy.key("find-champion", "tasks.registry", {}),
+            find_champion.cache_policy.key("find-champion", "tasks.registry.history", {"finish": True}),
             find_registration.cache_policy.key("find-registration", "tasks.register", inputs),
         ]
 
@@ -147,3 +148,30 @@ def test_an_altered_file_of_the_registry_is_refused(registered, training):
     finally:
         in_registry.write_bytes(kept)
         put_bytes(".h5", kept)
+
+
+def test_an_experiment_that_was_deleted_in_mlflow_is_restored(registered, dataset, other_training, evaluation, caplog):
+    client = connect()
+    identifier = client.get_experiment_by_name("mnist").experiment_id
+    client.delete_experiment(identifier)
+    third = other_training.model_copy(
+        update={"model": other_training.model.model_copy(update={"weights_digest": "e" * 64})}
+    )
+    assert register_model.fn(dataset, third, evaluation, HOLD).created
+    assert client.get_experiment(identifier).lifecycle_stage == "active"
+    assert "the experiment mnist was deleted in MLflow; it is restored" in caplog.text
+
+
+def test_a_champion_of_another_program_is_named(registered):
+    client = connect()
+    foreign = client.create_model_version("mnist", source="file:///elsewhere")
+    before = client.get_model_version_by_alias("mnist", "champion").version
+    client.set_registered_model_alias("mnist", "champion", foreign.version)
+    try:
+        with pytest.raises(
+            RegistryError, match=f"version {foreign.version} of mnist was registered by another program"
+        ):
+            find_champion.fn()
+    finally:
+        client.set_registered_model_alias("mnist", "champion", before)
+        client.delete_model_version("mnist", foreign.version)

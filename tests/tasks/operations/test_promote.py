@@ -9,8 +9,8 @@ from artifacts.errors import ModelError, RegistryError
 from artifacts.records.release import AliasMove, Check, Verdict
 from tasks.operations.promote import promote_version
 from tasks.register import register_model
-from tasks.registry.history import history, previous_champion
-from tasks.registry.versions import connect, find_champion
+from tasks.registry.history import find_champion, history, previous_champion
+from tasks.registry.versions import connect
 
 PROMOTE = Verdict(decision="promote", checks=(Check(name="c", passed=True, on_failure="hold", detail="d"),), rival=None)
 

@@ -17,8 +17,8 @@ from tasks.operations.gc import GcParameters, collect_garbage
 from tasks.operations.promote import promote_version
 from tasks.operations.score import score_images
 from tasks.register import register_model
-from tasks.registry.history import history
-from tasks.registry.versions import connect, find_champion, read_version, version_by_alias, version_by_number
+from tasks.registry.history import find_champion, history
+from tasks.registry.versions import connect, read_version, version_by_alias, version_by_number
 
 PROMOTE = Verdict(decision="promote", checks=(Check(name="c", passed=True, on_failure="hold", detail="d"),), rival=None)
 

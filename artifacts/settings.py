@@ -14,9 +14,11 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 
 
 class Settings(BaseSettings):
-    """The settings of one process. Each field is read from ``MNIST_<FIELD>``."""
+    """The settings of one process. Each field is read from ``MNIST_<FIELD>``. An empty variable counts as not set."""
 
-    model_config = SettingsConfigDict(env_prefix="MNIST_", env_file=CHECKOUT / ".env", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix="MNIST_", env_file=CHECKOUT / ".env", env_ignore_empty=True, extra="ignore", frozen=True
+    )
 
     home: Path = Field(default=CHECKOUT / ".mnist", description="The folder for all files that runs create.")
     keras_url: HttpUrl = Field(

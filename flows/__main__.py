@@ -1,6 +1,7 @@
 """The command line, `python -m flows COMMAND`, which make calls. Every parameter of a command's flow is a flag."""
 
 import inspect
+import os
 import re
 import signal
 import sys
@@ -133,6 +134,9 @@ def renamed(flag: str) -> str:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, end_on_sigterm)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup sets it
+        # A closed terminal ends a run as SIGTERM does, which Prefect handles during a run.
+        signal.signal(signal.SIGHUP, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     try:
         sys.exit(main())
     except KeyboardInterrupt:

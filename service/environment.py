@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.client import HTTPException
+from io import TextIOWrapper
 from typing import NoReturn
 from urllib.request import urlopen
 
@@ -16,16 +17,18 @@ from dotenv import dotenv_values
 
 from artifacts.errors import MnistError
 from artifacts.settings import CHECKOUT, Settings
-from tasks.running.faults import check_prefect, check_registry, explain
+from tasks.running.faults import check_prefect, check_registry, check_registry_server, explain
 from tasks.running.relocation import relocate_registry
+
+# Servers of this machine are never reached through a proxy.
+LOOPBACK = "127.0.0.1,localhost,::1"
 
 
 def environment() -> dict[str, str]:
-    """The variables that a process needs to run a flow. A variable that is set already keeps its value."""
+    """The variables that a process needs to run a flow. Most variables that are set already keep their value."""
     settings = Settings()
     home = settings.home
     defaults = {
-        "MNIST_HOME": str(home),
         "PREFECT_HOME": str(home / "prefect"),
         "PREFECT_RESULTS_LOCAL_STORAGE_PATH": str(home / "results"),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -36,7 +39,12 @@ def environment() -> dict[str, str]:
     }
     if settings.mlflow_tracking_uri:
         defaults["MLFLOW_TRACKING_URI"] = settings.mlflow_tracking_uri
-    return {name: os.environ.get(name, value) for name, value in defaults.items()}
+    direct = {
+        name: ",".join(filter(None, [os.environ.get(name, "").removesuffix(LOOPBACK).rstrip(","), LOOPBACK]))
+        for name in ("NO_PROXY", "no_proxy")
+    }
+    kept = {name: os.environ.get(name) or value for name, value in defaults.items()}
+    return kept | direct | {"MNIST_HOME": str(home)}
 
 
 def prepare() -> None:
@@ -45,7 +53,11 @@ def prepare() -> None:
     Raises:
         OSError: Raised if ``MNIST_HOME`` can't be written, or its disk is full.
         StoreError: Raised if a database is damaged.
+        RegistryError: Raised if the registry's server doesn't answer.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal without UTF-8 must not fail a run
     os.umask(os.umask(0o077) | 0o022)  # whatever the user's umask is, nobody else may write what is made here
     os.environ.update(environment())
     settings = Settings()
@@ -55,6 +67,7 @@ def prepare() -> None:
         probe.write(bytes(1_000_000))
     check_prefect(settings)
     check_registry(settings)
+    check_registry_server(settings)
     relocate_registry(settings)
 
 

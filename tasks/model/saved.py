@@ -23,6 +23,7 @@ def import_keras() -> ModuleType:
     seconds there. No option of TensorFlow's turns off what it prints.
     """
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+    os.environ["KERAS_BACKEND"] = "tensorflow"
     logging.getLogger("absl").setLevel(logging.ERROR)  # Keras warns there that .h5 is a legacy format
     # TensorFlow warns of each new shape, and the last batch of a user's own data often has one.
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
@@ -37,6 +38,10 @@ def import_keras() -> ModuleType:
         finally:
             os.dup2(stderr, 2)
             os.close(stderr)
+    # Whatever the user's keras.json says, since the cache keys don't have it.
+    keras.config.set_floatx("float32")
+    keras.config.set_epsilon(1e-7)
+    keras.config.set_image_data_format("channels_last")
     module: ModuleType = keras
     return module
 

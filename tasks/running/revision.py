@@ -69,9 +69,11 @@ def git(folder: Path, *arguments: str, index: str | None = None) -> bytes:
     program = shutil.which("git")
     if program is None:
         raise GitError("git isn't installed")
+    # GIT_DIR and the like would name another repository.
+    without_git = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     done = subprocess.run(
         [program, "-C", str(folder), *arguments],
-        env=os.environ | ({"GIT_INDEX_FILE": index} if index else {}),
+        env=without_git | ({"GIT_INDEX_FILE": index} if index else {}),
         capture_output=True,
         check=False,
     )

@@ -32,17 +32,19 @@ def start(prefect_server, home):
     """Start the command with the tests' server; its output is read when it is waited for."""
     from prefect.settings import PREFECT_API_URL
 
-    def start(*arguments: str, python: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+    def start(*arguments: str, python: tuple[str, ...] = (), **environment: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
             [sys.executable, *python, "-m", "flows", "train", *arguments],
             env=os.environ
             | {
                 "PREFECT_API_URL": PREFECT_API_URL.value(),
                 "PREFECT_RESULTS_LOCAL_STORAGE_PATH": str(home / "results"),
-            },
+            }
+            | environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            errors="replace",
         )
 
     return start
@@ -129,7 +131,7 @@ def test_bad_input_fails_the_run_in_one_line(start, flags, home, tmp_path, array
     assert run.flow_run.state.name == "Failed"
     assert line.removeprefix("error: ") in run.flow_run.state.message
     assert run.manifest["state"] == "failed"
-    assert run.states.keys() <= {"ingest", "validate"}
+    assert run.states.keys() <= {"check-registry", "ingest", "validate"}
     assert not connect().search_model_versions("name = 'mnist'")
     assert not list((home / "store").glob(".writing-*"))
 
@@ -145,6 +147,7 @@ def interrupted(tmp_path_factory, copy_checkout):
     [
         (os.killpg, signal.SIGINT, 130, "interrupted"),  # as a terminal does it: to all that it runs in the foreground
         (os.kill, signal.SIGTERM, 143, "terminated"),
+        (os.kill, signal.SIGHUP, 143, "terminated"),  # the terminal was closed
     ],
 )
 def test_ctrl_c_or_sigterm_ends_the_run_in_one_line_and_its_server(
@@ -185,9 +188,19 @@ def test_ctrl_c_or_sigterm_ends_the_run_in_one_line_and_its_server(
     assert interrupted.processes() == []
 
 
-def test_help_lists_every_parameter_with_its_description(start):
-    code, output, _ = finish(start("--help"))
-    assert code == 0
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {},
+        {"PYTHONIOENCODING": "latin-1"},  # it has no …
+        {"http_proxy": "http://127.0.0.1:9", "HTTP_PROXY": "http://127.0.0.1:9"},  # nothing listens there
+    ],
+    ids=["plain", "a terminal without UTF-8", "a proxy"],
+)
+def test_help_lists_every_parameter_with_its_description(start, environment):
+    code, output, errors = finish(start("--help", **environment))
+    assert code == 0, errors
+    assert "temporary server" not in errors
     for flag in ("--ingest.source", "--validate.n_train", "--train.epochs", "--gate.minimum_accuracy", "--refresh"):
         assert flag in output
     assert "Compute every step again" in output

@@ -12,12 +12,17 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
+from dotenv import dotenv_values
+
+from artifacts.errors import StoreError
 from artifacts.settings import CHECKOUT, Settings
 from service.environment import environment, fail, prepare
 
 BIN = Path(sys.executable).parent
 # Prefect and our settings read this file, so that every `prefect …` in the checkout works.
 DOTENV = CHECKOUT / ".env"
+# Characters; a generated password has 32.
+MIN_PASSWORD = 16
 MARK = "# Written by `make up`, deleted by `make down`.\n"
 
 
@@ -41,6 +46,8 @@ def up() -> int:
     if obstacle := find_obstacle(list(servers.values()) if pid is None else []):
         print(f"error: {obstacle}", file=sys.stderr)
         return 1
+    if pid is None:
+        make_secret(settings.home / "secret")
     variables = environment() | server_environment(settings)
     os.environ.update(variables)
     if pid is None:
@@ -121,11 +128,33 @@ def server_environment(settings: Settings) -> dict[str, str]:
     return variables
 
 
-def read_secret(file: Path) -> str:
-    """The user and password for all servers. It is generated once, and only its owner can read it."""
-    if not file.exists():
+def make_secret(file: Path) -> None:
+    """Make the user and password for all servers, which only their owner can read, unless there are good ones."""
+    if fault := secret_fault(file):
+        if file.exists():
+            print(f"{file} {fault}: it is replaced, so sign in again", flush=True)
         write_private(file, f"mnist:{secrets.token_urlsafe(24)}\n")
+
+
+def read_secret(file: Path) -> str:
+    """The user and password for all servers, as ``user:password``.
+
+    Raises:
+        StoreError: Raised if the file is missing, or would let others in.
+    """
+    if fault := secret_fault(file):
+        raise StoreError(f"the secret {file} {fault}; run `make down`, then `make up`, which makes a new one")
     return file.read_text().strip()
+
+
+def secret_fault(file: Path) -> str | None:
+    """Why a secret can't be used: it is missing, too short, or others can read it. None if it is good."""
+    if not file.exists():
+        return "is missing"
+    if file.stat().st_mode & 0o077:
+        return "can be read by others"
+    user, _, password = file.read_text().strip().partition(":")
+    return None if user and len(password) >= MIN_PASSWORD else "is empty or too short"
 
 
 def in_use(port: int) -> bool:
@@ -142,13 +171,24 @@ def write_private(file: Path, content: str) -> None:
 
 
 def running_supervisor(folder: Path) -> int | None:
-    """The process id of the supervisor, if it runs."""
+    """The process id of this home's supervisor, if it runs."""
     try:
         pid = int((folder / "supervisord.pid").read_text())
     except (OSError, ValueError):
         return None
-    # The file outlives a reboot, and another process may have the number by then.
-    return pid if "supervisord" in command(pid) else None
+    # Another process may have the number after a reboot, and in a copied home it is the original's supervisor.
+    is_ours = "supervisord" in command(pid) and home_of(pid) == folder.parent.resolve()
+    return pid if is_ours else None
+
+
+def home_of(pid: int) -> Path | None:
+    """The ``MNIST_HOME`` that a process was started with. None if it has none, or the process is gone."""
+    try:
+        variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return None
+    found = [Path(os.fsdecode(v.removeprefix(b"MNIST_HOME="))) for v in variables if v.startswith(b"MNIST_HOME=")]
+    return found[0].resolve() if found else None
 
 
 async def deploy(started: datetime) -> None:
@@ -184,10 +224,16 @@ def down() -> int:
     folder = Settings().home / "server"
     pid = running_supervisor(folder)
     if pid is None:
+        other = dotenv_values(DOTENV).get("MNIST_HOME")
+        if other and Path(other).resolve() != Settings().home.resolve():
+            print(f"nothing is running on {Settings().home}; the servers of {other} are left alone")
+            return 0
         forget_server()
         print("nothing is running")
         return 0
-    os.environ.update(environment() | server_environment(Settings()))
+    # `.env` has what the servers were started with, also if the secret's file is gone.
+    started_with = {name: value for name, value in dotenv_values(DOTENV).items() if value}
+    os.environ.update(environment() | (started_with or server_environment(Settings())))
     asyncio.run(stop_recovery())
     end_runs(pid)
     os.kill(pid, signal.SIGTERM)

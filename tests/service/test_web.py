@@ -13,7 +13,7 @@ import pytest
 import uvicorn
 
 from artifacts.store import put_bytes
-from service.server import read_secret
+from service.server import make_secret, read_secret
 from service.web import reports
 
 
@@ -54,6 +54,7 @@ def make_run(home, name, *, state="completed", metrics=True, **more):
 @pytest.fixture(scope="module")
 def ask(home):
     """Ask the server, with the secret unless told otherwise; paths are sent as they are."""
+    make_secret(home / "secret")
     server = uvicorn.Server(uvicorn.Config(reports, factory=True, port=0, log_level="critical"))
     thread = threading.Thread(target=server.run)
     thread.start()

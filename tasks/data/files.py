@@ -3,6 +3,7 @@
 import gzip
 import lzma
 import math
+import os
 import stat
 import zipfile
 import zlib
@@ -22,6 +23,11 @@ ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 # Ten times MNIST fits. A file that claims more is a mistake or a decompression bomb. The claim is checked before
 # anything is unpacked. With this limit, ingest and validate need less than 4 GB of memory.
 MAX_BYTES = 600_000_000
+# The directory of a zip file, in bytes. `zipfile` makes objects of all its entries before it returns one; a thousand
+# arrays take a tenth of this.
+MAX_DIRECTORY = 1_000_000
+# Bytes of the record at the end of a zip file, and of what stands before it if the file has the larger form.
+ZIP_END, ZIP64_LOCATOR = 22, 20
 # What libraries raise for wrong bytes. RuntimeError: a zip with a password, or with an unknown compression.
 DAMAGED = (ValueError, TypeError, EOFError, KeyError, RuntimeError, lzma.LZMAError, zipfile.BadZipFile, zlib.error)
 
@@ -50,6 +56,7 @@ def read_npz(stream: IO[bytes], file: Path) -> Arrays:
         DataError: Raised if it isn't an ``.npz``, is damaged, lacks an array, or claims too large arrays.
     """
     with reading(file):
+        check_directory(stream, file)
         with zipfile.ZipFile(stream) as archive:
             entries = {entry.filename: entry for entry in archive.infolist()}
             size = sum(entry.file_size for entry in archive.infolist())
@@ -76,6 +83,30 @@ def read_npz(stream: IO[bytes], file: Path) -> Arrays:
         stream.seek(0)
         with np.load(stream, allow_pickle=False) as npz:
             return {name: np.ascontiguousarray(npz[f"{name}.npy"]) for name in ARRAYS}
+
+
+def check_directory(stream: IO[bytes], file: Path) -> None:
+    """Check the size of a zip file's directory before it is read.
+
+    Args:
+        stream: The file's bytes, as a seekable stream. It is left at its beginning.
+        file: The file's name, for messages.
+
+    Raises:
+        DataError: Raised if the directory is too large.
+    """
+    # The record of the directory is the last of the file, but for a comment; `zipfile` looks for it in the same bytes.
+    length = stream.seek(0, os.SEEK_END)
+    stream.seek(max(length - 2**16 - ZIP_END - ZIP64_LOCATOR, 0))
+    end = stream.read()
+    stream.seek(0)
+    start = end.rfind(b"PK\5\6")
+    if start < 0:
+        return  # no zip file, as `zipfile` will say
+    size = int.from_bytes(end[start + 12 : start + 16], "little")
+    # The larger form is for more than 65,535 entries, or 4 GB.
+    if size > MAX_DIRECTORY or end[max(start - ZIP64_LOCATOR, 0) : start].startswith(b"PK\6\7"):
+        raise DataError(f"{file} has too many entries; save the four arrays alone, with numpy.savez")
 
 
 def read_npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:

@@ -11,13 +11,15 @@ import numpy as np
 import numpy.typing as npt
 
 from artifacts.errors import DataError
-from tasks.data.files import read_npy_header, reading, size_of
+from tasks.data.files import check_directory, read_npy_header, reading, size_of
 
 Pixels = npt.NDArray[np.uint8]
 SIDE = 28
 BATCH = 1000
 # The largest image, and the most raw images in memory at once.
 MAX_BYTES = 64 * 2**20
+# Pillow holds a PNG several times over while it is made grey, with four bytes a pixel.
+MAX_PNG_PIXELS = 4096**2
 BRIGHT = 127
 
 
@@ -35,14 +37,19 @@ class Batch(NamedTuple):
     n_inverted: int
 
 
-def read_batches(path: Path) -> Iterator[Batch]:
+def read_batches(path: Path, left_out: list[str] | None = None) -> Iterator[Batch]:
     """Read images in batches, never all at once.
+
+    Args:
+        path: An ``.npz``, an IDX file, or a folder of PNGs.
+        left_out: Receives a line for each file of a folder that isn't a PNG or can't be read. Without it, the first
+            such file is an error.
 
     Raises:
         DataError: Raised if the path can't be read, is damaged, or has no images.
     """
     if path.is_dir():
-        yield from read_folder(path)
+        yield from read_folder(path, left_out)
         return
     with reading(path):
         size_of(path)  # a pipe would never end
@@ -53,16 +60,25 @@ def read_batches(path: Path) -> Iterator[Batch]:
         first += len(images)
 
 
-def read_folder(folder: Path) -> Iterator[Batch]:
+def read_folder(folder: Path, left_out: list[str] | None) -> Iterator[Batch]:
     """Read the PNGs of a folder in the order of their names. Subfolders are left out."""
     with reading(folder):
-        files = sorted(path for path in folder.iterdir() if path.suffix.lower() == ".png" and path.is_file())
-    for first in range(0, len(files), BATCH):
-        some = files[first : first + BATCH]
-        prepared = [prepare(read_png(file)[np.newaxis]) for file in some]
-        # A file name may have bytes that aren't UTF-8. CSV and Parquet can't store those.
-        names = [file.name.encode("utf-8", "backslashreplace").decode() for file in some]
-        yield Batch(names, np.concatenate([image for image, _ in prepared]), sum(n for _, n in prepared))
+        files = sorted(path for path in folder.iterdir() if path.is_file())
+    names, prepared = [], []
+    for n, file in enumerate(files, start=1):
+        try:
+            image = read_png(file)
+        except DataError as error:
+            if left_out is None:
+                raise
+            left_out.append(str(error))
+        else:
+            # A file name may have bytes that aren't UTF-8. CSV and Parquet can't store those.
+            names.append(file.name.encode("utf-8", "backslashreplace").decode())
+            prepared.append(prepare(image[np.newaxis]))
+        if names and (len(names) == BATCH or n == len(files)):
+            yield Batch(names, np.concatenate([image for image, _ in prepared]), sum(n for _, n in prepared))
+            names, prepared = [], []
 
 
 def read_png(file: Path) -> Pixels:
@@ -73,10 +89,12 @@ def read_png(file: Path) -> Pixels:
     """
     from PIL import Image
 
+    if file.suffix.lower() != ".png":
+        raise DataError(f"{file} is no PNG; save it as one, or take it out of the folder")
     with reading(file), file.open("rb") as stream:
         try:
             image: Image.Image = Image.open(stream, formats=["PNG"])
-            if math.prod(image.size) > MAX_BYTES:
+            if math.prod(image.size) > MAX_PNG_PIXELS:
                 raise DataError(f"{file} has {image.width:,}×{image.height:,} pixels; make it smaller")
             if image.mode.startswith("I"):  # 16 bits a pixel; Pillow would clip them instead of scaling them
                 return (np.asarray(image) >> 8).astype(np.uint8)
@@ -96,6 +114,8 @@ def read_npz(file: Path) -> Iterator[npt.NDArray[Any]]:
     Raises:
         DataError: Raised if it isn't an ``.npz``, is damaged, or has no array of images.
     """
+    with reading(file), file.open("rb") as stream:
+        check_directory(stream, file)
     with reading(file), ZipFile(file) as archive:
         names = [name for name in archive.namelist() if name.endswith(".npy")]
         preferred = ["x_test.npy", "images.npy"]

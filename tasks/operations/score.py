@@ -15,6 +15,7 @@ from pydantic import AfterValidator, Field
 from artifacts.dataset import scale
 from artifacts.errors import DataError, ModelError, RegistryError
 from artifacts.markdown import escape_markdown
+from artifacts.pages import plural
 from artifacts.records.base import Record
 from artifacts.records.release import Version
 from tasks.data.drift import Drift, Profile
@@ -51,6 +52,11 @@ OutputPath = Annotated[
     AfterValidator(known_format),
     Field(description="The file to write: .csv or .parquet. It is replaced if it exists."),
 ]
+Strict = Annotated[
+    bool, Field(description="Stop at a file of the folder that can't be read, instead of naming it and leaving it out.")
+]
+# How many of the files that were left out the log names.
+N_NAMED = 20
 Probability = Annotated[
     float, Field(ge=0, le=1, description="The probability below which a person should be asked, in 0–1.")
 ]
@@ -62,6 +68,7 @@ class Scoring(Record):
     Attributes:
         n_images: How many images were scored.
         n_ask: How many of them a person should look at.
+        n_left_out: How many files of a folder were left out, because they can't be read as PNG.
         output: The file that was written, with the columns image, label, probability and ask_a_person.
         version: The champion's version.
         drift: A sentence for each way in which the images differ from the training data. Empty if they don't.
@@ -69,22 +76,29 @@ class Scoring(Record):
 
     n_images: int
     n_ask: int
+    n_left_out: int = 0
     output: Path
     version: int
     drift: tuple[str, ...]
+
+    @property
+    def left_out(self) -> str:
+        """How many files were left out, as the end of a sentence. Empty if there are none."""
+        return f"; {plural(self.n_left_out, 'file')} left out, see the log" if self.n_left_out else ""
 
     def __str__(self) -> str:
         """The record as text for a terminal."""
         drift = "".join(f"\n  unlike the training data: {sentence}" for sentence in self.drift)
         return f"""
-  version {self.version} scored {self.n_images:,} images; ask a person about {self.n_ask:,}{drift}
+  version {self.version} scored {self.n_images:,} images; ask a person about {self.n_ask:,}{self.left_out}{drift}
 
   {self.output}"""
 
     def markdown(self) -> str:
         """The record as Markdown for the run's page in the UI."""
         lines = [
-            f"Version {self.version} scored **{self.n_images:,} images**; a person should look at {self.n_ask:,}.",
+            f"Version {self.version} scored **{self.n_images:,} images**; a person should look at {self.n_ask:,}"
+            f"{self.left_out}.",
             *(f"⚠ Unlike the training data: {sentence}." for sentence in self.drift),
             f"Labels and probabilities: {escape_markdown(str(self.output))}",
         ]
@@ -132,7 +146,9 @@ def score(images: npt.NDArray[Any] | Iterable[npt.NDArray[Any]], ask_below: floa
 
 
 @task(name="score", cache_policy=NO_CACHE)
-def score_images(version: Version | None, images: Path, output: Path, ask_below: float = 0.9) -> Scoring:
+def score_images(
+    version: Version | None, images: Path, output: Path, ask_below: float = 0.9, strict: bool = False
+) -> Scoring:
     """Score the images. The output appears only when it is complete.
 
     Args:
@@ -140,6 +156,7 @@ def score_images(version: Version | None, images: Path, output: Path, ask_below:
         images: The file or folder to read, see `tasks.data.images.read_batches`.
         output: The ``.csv`` or ``.parquet`` file to write.
         ask_below: The probability below which a person should be asked, in 0–1.
+        strict: Whether a file of a folder that can't be read is an error. Otherwise it is named and left out.
 
     Raises:
         DataError: Raised if the images can't be read, or the output can't be written.
@@ -150,8 +167,9 @@ def score_images(version: Version | None, images: Path, output: Path, ask_below:
     champion = load_champion(version)
     drift = Drift()
     n_images = n_ask = 0
+    left_out: list[str] = []
     with writing(output) as write:
-        for batch in read_batches(images):
+        for batch in read_batches(images, None if strict else left_out):
             scored = classify(champion.network, batch.images, ask_below)
             scored.insert(0, "image", batch.names)
             write(scored)
@@ -159,14 +177,20 @@ def score_images(version: Version | None, images: Path, output: Path, ask_below:
             n_images += len(scored)
             n_ask += int(scored["ask_a_person"].sum())
         if n_images == 0:
-            raise DataError(f"{images} has no images; name a file or folder that has some")
+            reason = f" ({left_out[0]})" if left_out else ""
+            raise DataError(f"{images} has no images{reason}; name a file or folder that has some")
     scoring = Scoring(
         n_images=n_images,
         n_ask=n_ask,
+        n_left_out=len(left_out),
         output=output,
         version=champion.version.version,
         drift=drift.sentences(champion.profile),
     )
+    for line in left_out[:N_NAMED]:
+        run_logger().warning(f"left out: {line}")
+    if len(left_out) > N_NAMED:
+        run_logger().warning(f"left out: {len(left_out) - N_NAMED:,} more files")
     for sentence in scoring.drift:
         run_logger().warning(f"unlike the training data: {sentence}")
     return scoring

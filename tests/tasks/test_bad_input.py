@@ -359,6 +359,8 @@ PARAMETERS = [
     ("validate", {"n_test": 10**30}),
     ("validate", {"n_train": 1.5}),
     ("validate", {"height": -28}),
+    ("validate", {"height": 16, "width": 16}),
+    ("validate", {"width": 27}),
     ("validate", {"dtype": "uint4"}),
     ("validate", {"agreement_min": float("nan")}),
     ("validate", {"leakage_max": 2}),
@@ -534,6 +536,16 @@ def npz_lie(folder, arrays):
     return write_npz(folder / "lie.npz", arrays | {"x_train": shaped("(25_000_000, 28, 28)".replace("_", ""))})
 
 
+def directory_bomb(folder, arrays, n=800_000):
+    """37 MB of directory, of which Python would make 800,000 objects."""
+    directory = n * (b"PK\1\2" + bytes(42))
+    end = (
+        b"PK\5\6" + bytes(4) + 2 * struct.pack("<H", min(n, 65_535)) + struct.pack("<II", len(directory), 0) + bytes(2)
+    )
+    (folder / "directory.npz").write_bytes(directory + end)
+    return folder / "directory.npz"
+
+
 def gz_bomb(folder, arrays):
     """A file of 200 images, and 300 MB behind them."""
     write_idx(folder / "gz", arrays, ".gz")
@@ -546,7 +558,13 @@ def gz_bomb(folder, arrays):
 
 @pytest.mark.expensive
 @pytest.mark.parametrize(
-    ("make", "said"), [(npz_bomb, "unpacks to"), (npz_lie, "x_train .* claims 19,600,000,000"), (gz_bomb, "holds more")]
+    ("make", "said"),
+    [
+        (npz_bomb, "unpacks to"),
+        (npz_lie, "x_train .* claims 19,600,000,000"),
+        (directory_bomb, "has too many entries"),
+        (gz_bomb, "holds more"),
+    ],
 )
 def test_a_decompression_bomb_takes_no_memory(home, tmp_path, mnist, make, said):
     peak, line = peak_memory(make(tmp_path, mnist))

@@ -10,6 +10,7 @@ from PIL import Image
 
 from artifacts.errors import DataError
 from tasks.data.images import as_bytes, fit, prepare, read_batches
+from tests.tasks.test_bad_input import directory_bomb
 
 
 def write_idx(path, images):
@@ -92,7 +93,7 @@ def test_pngs_of_other_kinds(tmp_path, mnist):
     Image.fromarray(image.astype(np.uint16) * 257).save(tmp_path / "c 16 bits.png")
     Image.fromarray(np.dstack([255 - image] * 3)).save(os.fsencode(tmp_path) + b"/d \xff.png")
     (tmp_path / "notes.txt").write_text("no image")
-    (batch,) = read_batches(tmp_path)
+    (batch,) = read_batches(tmp_path, [])
     assert batch.names == ["a.png", "b transparent.PNG", "c 16 bits.png", r"d \udcff.png"]
     assert (abs(batch.images - image.astype(int)) <= 1).all()
 
@@ -138,6 +139,47 @@ def test_what_cannot_be_read_is_named_in_one_line(tmp_path, mnist):
             list(read_batches(tmp_path / name))
         assert name in str(caught.value)
         assert "\n" not in str(caught.value)
+
+
+def test_other_files_of_a_folder_are_named_and_left_out(tmp_path, mnist):
+    folder = write_pngs(tmp_path / "digits", mnist["x_test"][:5])
+    (folder / "._001.png").write_bytes(b"Mac OS X")
+    (folder / "empty.png").touch()
+    (folder / "half.png").write_bytes((folder / "000.png").read_bytes()[:60])
+    (folder / "notes.txt").write_text("digits of Ann")
+    Image.fromarray(mnist["x_test"][0]).save(folder / "photo.jpg")
+    (folder / "more").mkdir()
+    left_out = []
+    (batch,) = read_batches(folder, left_out)
+    assert batch.names == [f"{n:03}.png" for n in range(5)]
+    assert [line.split(str(folder) + "/")[1].split(" ")[0] for line in left_out] == [
+        "._001.png",
+        "empty.png",
+        "half.png",
+        "notes.txt",
+        "photo.jpg",
+    ]
+    assert all("\n" not in line for line in left_out)
+    with pytest.raises(DataError, match=r"\._001\.png"):
+        list(read_batches(folder))
+
+
+def test_a_bomb_in_a_zips_directory_is_refused_before_it_is_read(tmp_path):
+    file = directory_bomb(tmp_path, None, n=30_000)
+    with pytest.raises(DataError, match=r"directory\.npz has too many entries"):
+        list(read_batches(file))
+    # In the larger form the sizes stand elsewhere.
+    content = file.read_bytes()
+    file.write_bytes(content[:-22] + b"PK\6\7" + bytes(16) + content[-22:-10] + bytes(4) + content[-6:])
+    with pytest.raises(DataError, match=r"directory\.npz has too many entries"):
+        list(read_batches(file))
+
+
+def test_a_png_that_would_fill_the_memory_is_refused(tmp_path):
+    Image.new("RGBA", (8192, 8192)).save(tmp_path / "bomb.png")
+    assert (tmp_path / "bomb.png").stat().st_size < 500_000
+    with pytest.raises(DataError, match="8,192×8,192 pixels; make it smaller"):
+        list(read_batches(tmp_path))
 
 
 def test_memory_stays_bounded(tmp_path):

@@ -18,7 +18,8 @@ from tasks.ingest import IngestParameters, ingest_data
 from tasks.model.recipe import TrainParameters
 from tasks.operations.score import score, score_images
 from tasks.register import register_model
-from tasks.registry.versions import connect, find_champion
+from tasks.registry.history import find_champion
+from tasks.registry.versions import connect
 from tasks.train import train_model
 
 pytestmark = pytest.mark.expensive  # it trains networks
@@ -167,6 +168,26 @@ def test_bad_input_leaves_the_old_output(champion, tmp_path, whole):
         with pytest.raises(DataError, match=message):
             score_images.fn(champion, tmp_path / name, output)
         assert [path.read_text() for path in output.parent.iterdir()] == ["the last run's"], name
+
+
+def test_files_that_cannot_be_read_are_left_out_unless_it_is_strict(champion, tmp_path, whole, caplog):
+    folder = tmp_path / "digits"
+    folder.mkdir()
+    for n in range(3):
+        Image.fromarray(whole["x_test"][n]).save(folder / f"{n}.png")
+    for n in range(25):
+        (folder / f"._{n}.png").touch()
+    scoring = score_images.fn(champion, folder, tmp_path / "labels.csv")
+    assert (scoring.n_images, scoring.n_left_out) == (3, 25)
+    assert "; 25 files left out, see the log" in str(scoring)
+    assert caplog.text.count("left out: ") == 21
+    assert "left out: 5 more files" in caplog.text
+    with pytest.raises(DataError, match=r"\._0\.png"):
+        score_images.fn(champion, folder, tmp_path / "labels.csv", strict=True)
+    for n in range(3):
+        (folder / f"{n}.png").unlink()
+    with pytest.raises(DataError, match=r"digits has no images \(.*\._0\.png"):
+        score_images.fn(champion, folder, tmp_path / "labels.csv")
 
 
 def test_an_output_that_cannot_be_written(champion, sample_npz, tmp_path):

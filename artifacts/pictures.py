@@ -307,12 +307,12 @@ def _describe(shown: int, wrong: int) -> str:
     return f"{shown} of {wrong:,} wrong predictions, the clearest of each cause first"
 
 
-def thumbnail(image: npt.NDArray[np.uint8]) -> bytes:
-    """One image, uint8 of shape ``(height, width)``, as a PNG with the same pixels, dark ink on white."""
+def thumbnail(image: npt.NDArray[Any]) -> bytes:
+    """One image of shape ``(height, width)``, any type in 0–255, as a PNG with the same pixels, dark ink on white."""
     from PIL import Image
 
     buffer = io.BytesIO()
-    Image.fromarray(255 - image).save(buffer, format="PNG", optimize=True)
+    Image.fromarray(255 - np.rint(image).astype(np.uint8)).save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()
 
 

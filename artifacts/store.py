@@ -99,11 +99,9 @@ def put(suffix: str, write: Callable[[Path], object]) -> StoredFile:
         sha256, size = digest_file(temporary), temporary.stat().st_size
         # Runs link to these bytes, so editing the file in place would alter all of them.
         temporary.chmod(0o444)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
         path = store / sha256[:2] / f"{sha256}{suffix}"
         path.parent.mkdir(exist_ok=True)
-        temporary.replace(path)
+        replace_durably(temporary, path)
     return StoredFile(sha256=sha256, suffix=suffix, size=size)
 
 
@@ -112,12 +110,27 @@ def put_bytes(suffix: str, content: bytes) -> StoredFile:
     return put(suffix, lambda path: path.write_bytes(content))
 
 
+def replace_durably(temporary: Path, path: Path) -> None:
+    """Rename a written file to its final name, so that its bytes and its name survive a power cut."""
+    _sync(temporary)
+    temporary.replace(path)
+    _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def write_atomically(path: Path, content: str) -> None:
     """Write a text file. A reader sees either the old content or the new, never a part."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         temporary.write_text(content, encoding="utf-8")
-        temporary.replace(path)
+        replace_durably(temporary, path)
     except OSError:
         temporary.unlink(missing_ok=True)
         raise

@@ -29,6 +29,8 @@ class ExpectationError(MnistError):
     validation: "Validation"
 
 
+# Pixels of a side that the networks take.
+SIDE = 28
 # How many rows that break an expectation are kept as examples; nobody reads 60,000.
 N_SAMPLES = 10
 # How many broken expectations the error message names; the Data Docs list all of them.
@@ -45,8 +47,8 @@ class ValidateParameters(BaseModel):
 
     n_train: int = Field(default=60_000, ge=1, le=10**6, description="Training images.")
     n_test: int = Field(default=10_000, ge=1, le=10**6, description="Test images.")
-    height: int = Field(default=28, ge=1, le=10**4, description="Height of every image, in pixels.")
-    width: int = Field(default=28, ge=1, le=10**4, description="Width of every image, in pixels.")
+    height: int = Field(default=28, ge=1, le=10**4, description="Height of every image, in pixels. Only 28 works yet.")
+    width: int = Field(default=28, ge=1, le=10**4, description="Width of every image, in pixels. Only 28 works yet.")
     dtype: Literal["uint8", "uint16", "int32", "int64", "float32", "float64"] = Field(
         default="uint8", description="Type of the images' raw pixels in 0–255."
     )
@@ -104,6 +106,8 @@ class ValidateParameters(BaseModel):
         for name in ("pixel_mean", "class_share"):
             if getattr(self, f"{name}_min") > getattr(self, f"{name}_max"):
                 raise ValueError(f"`{name}_min` is greater than `{name}_max`")
+        if (self.height, self.width) != (SIDE, SIDE):
+            raise ValueError(f"the networks take images of {SIDE}×{SIDE} pixels; other sizes can't be trained on yet")
         if not self.class_share_min <= 1 / N_CLASSES <= self.class_share_max:
             raise ValueError(
                 "the shares of ten classes are 0.1 on average, which `class_share_min` and `class_share_max` exclude"

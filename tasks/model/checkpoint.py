@@ -1,6 +1,5 @@
 """Checkpoint: keep everything that a training needs to continue after a kill and end with the same weights."""
 
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -15,6 +14,7 @@ from pydantic import TypeAdapter
 
 from artifacts.records.model import Epoch
 from artifacts.settings import home
+from artifacts.store import replace_durably
 from tasks.running.logs import run_logger
 
 if TYPE_CHECKING:
@@ -48,9 +48,7 @@ class Checkpoint:
             temporary = Path(folder) / self._file.name
             with temporary.open("wb") as file:
                 np.savez(file, **arrays)  # type: ignore[arg-type] # for the stub a name could be `allow_pickle`
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(self._file)
+            replace_durably(temporary, self._file)
 
     def restore(self, model: "keras.Model") -> tuple[Epoch, ...]:
         """Bring a compiled model into the state of the checkpoint.

@@ -189,6 +189,12 @@ def test_confidence_shows_the_bins_and_what_to_hand_over():
     assert handed_over.get_lines()[0].get_ydata()[[0, -1]].tolist() == [0, pytest.approx(10)]
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int32", "int64", "float32", "float64"])
+def test_thumbnail_takes_every_type_that_the_data_may_have(dtype):
+    image = np.arange(28 * 28).reshape(28, 28) % 256
+    assert pictures.thumbnail(image.astype(dtype)) == pictures.thumbnail(image.astype(np.uint8))
+
+
 def test_thumbnail_is_dark_ink_on_white_pixel_by_pixel():
     image = np.zeros((28, 28), np.uint8)
     image[3, 5], image[4, 5] = 255, 51

@@ -148,7 +148,8 @@ def test_bad_data_stop_before_training_and_say_why(run_flow, sample, arrays, tmp
     np.savez(tmp_path / "bad.npz", **arrays)
     run = run_flow(**sample | {"ingest": ingest.IngestParameters(source="path", path=tmp_path / "bad.npz")})
 
-    assert run.states == {"ingest": "Completed", "validate": "Failed"}
+    assert run.states.keys() == {"check-registry", "ingest", "validate"}
+    assert run.states["validate"] == "Failed"
     assert run.tasks["validate"].run_count == 1
     assert run.flow_run.state.is_failed()
     assert "train classes" in run.flow_run.state.message
@@ -218,3 +219,26 @@ def test_a_damaged_record_of_an_earlier_run_costs_only_that_run(run_flow, sample
     assert {name for name, outcome in shown.items() if outcome == "Unreadable"} == damaged.keys()
     for name in damaged:
         assert f"{home / 'runs' / name / 'manifest.json'} can't be read" in caplog.text
+
+
+def test_a_champion_of_another_program_stops_the_run_before_it_trains(run_flow, sample):
+    run_flow(**sample)
+    client = connect()
+    ours = client.get_model_version_by_alias("mnist", "champion").version
+    foreign = client.create_model_version("mnist", source="file:///elsewhere")
+    client.set_registered_model_alias("mnist", "champion", foreign.version)
+    run = run_flow(**seed(sample, 9))
+    assert run.states == {"check-registry": "Failed"}
+    assert "make another version the champion: make promote VERSION=" in run.flow_run.state.message
+    client.set_registered_model_alias("mnist", "champion", ours)
+    assert run_flow(**sample).flow_run.state.is_completed()
+
+
+def test_images_of_another_type_make_a_whole_run(run_flow, sample, arrays, tmp_path):
+    for name in ("x_train", "x_test"):
+        arrays[name] = arrays[name].astype(np.float32)
+    np.savez(tmp_path / "floats.npz", **arrays)
+    floats = {"ingest": ingest.IngestParameters(source="path", path=tmp_path / "floats.npz")}
+    run = run_flow(**sample | floats | {"validate": sample["validate"].model_copy(update={"dtype": "float32"})})
+    assert run.flow_run.state.is_completed(), run.flow_run.state.message
+    assert {path.name for path in run.folder.iterdir()} >= FILES

@@ -314,5 +314,5 @@ def test_a_dirty_tree_trains_a_version_that_comes_out_the_same_and_a_hidden_edit
     train()
     code, output = flows("reproduce", "--version=2")
     assert code == 1, output
-    assert "version 2 came out different; the first that differs is code tasks.networks: " in output
+    assert "version 2 came out different; the first that differs is code tasks.model.networks: " in output
     assert_nothing_left(repository, tmp_path / "home" / "reproduce" / "version-2" / "checkout")
